@@ -1,3 +1,12 @@
-"""kdtoolkit: model compression for Keras 3."""
+"""kdtoolkit: model compression for Keras 3, from distillation to a checked LiteRT file."""
 
+from kdtoolkit import data as data
+from kdtoolkit import export as export
+from kdtoolkit import functional as functional
+from kdtoolkit import losses as losses
+from kdtoolkit import models as models
+from kdtoolkit.distiller import Distiller as Distiller
+from kdtoolkit.logits import as_logits as as_logits
+from kdtoolkit.taps import tap as tap
+from kdtoolkit.transfer import Transfer as Transfer
 from kdtoolkit.version import __version__ as __version__

@@ -1,0 +1,124 @@
+"""Checks of networks and data that a distiller makes before it trains."""
+
+import keras
+import numpy as np
+
+PROBABILITIES = (
+    "returns probabilities, but this loss expects logits (class scores before the softmax). Build "
+    "the last layer with `activation=None` and use `from_logits=True` in the label loss; or, for a "
+    "teacher that can't be rebuilt, wrap it: `kd.as_logits(model)`."
+)
+
+
+def ends_in_softmax(model):
+    """Whether the output layer of a functional or Sequential model is a softmax or sigmoid."""
+    names = getattr(model, "output_names", None)
+    layers = getattr(model, "layers", [])
+    last = [layer for layer in layers if names and layer.name in names] or layers[-1:]
+    squashing = (keras.activations.softmax, keras.activations.sigmoid)
+    return any(
+        isinstance(layer, keras.layers.Softmax)
+        or getattr(layer, "activation", None) in squashing
+        or (isinstance(layer, keras.Model) and ends_in_softmax(layer))
+        for layer in last
+    )
+
+
+def check_logits(name, model):
+    """Raise a ValueError if the model is built to return probabilities."""
+    if ends_in_softmax(model):
+        raise ValueError(f"'{name}' ({model.name}) {PROBABILITIES}")
+
+
+def check_values(name, output, wants_logits):
+    """Look at one batch of a source's output before training.
+
+    Args:
+        name: the node's name.
+        output: its output for a few examples, any structure of arrays.
+        wants_logits: whether probabilities would be a mistake.
+
+    Raises:
+        ValueError: NaN or infinite values, or probabilities where logits are expected.
+    """
+    for value in keras.tree.flatten(output):
+        array = keras.ops.convert_to_numpy(keras.ops.cast(value, "float32"))
+        if not np.all(np.isfinite(array)):
+            bad = int(np.sum(~np.isfinite(array)))
+            raise ValueError(
+                f"'{name}' returns {bad} values of {array.size} that are NaN or infinite on the "
+                "first batch, expected finite numbers. Check its weights and its input's "
+                "preprocessing before training from it."
+            )
+        if wants_logits and _looks_like_probabilities(array):
+            raise ValueError(f"'{name}' {PROBABILITIES}")
+
+
+def _looks_like_probabilities(array):
+    if array.ndim < 2 or array.shape[-1] < 2 or np.min(array) < 0:
+        return False
+    # float16 probabilities of many classes sum to 1 only roughly.
+    return bool(np.all(np.abs(np.sum(array, axis=-1) - 1) < 1e-2))
+
+
+def input_spec(model):
+    """The symbolic input of a functional or Sequential model, None for any other."""
+    inputs = getattr(model, "inputs", None)
+    if inputs is None:
+        return None
+    # `input` keeps the structure, but a Sequential model doesn't have it.
+    inputs = inputs[0] if isinstance(model, keras.Sequential) else model.input
+    return keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, dtype=t.dtype), inputs)
+
+
+def check_input_shapes(nodes, preprocessed):
+    """Refuse networks that can't read the same batch.
+
+    Args:
+        nodes: `{name: model}`.
+        preprocessed: names of the nodes that get an input of their own making.
+
+    Raises:
+        ValueError: two single-input models expect different shapes.
+    """
+    specs = {name: input_spec(model) for name, model in nodes.items() if name not in preprocessed}
+    shapes = {n: tuple(s.shape) for n, s in specs.items() if isinstance(s, keras.KerasTensor)}
+    for other, shape in shapes.items():
+        first = next(iter(shapes))
+        if not _compatible(shapes[first], shape):
+            raise ValueError(
+                f"'{first}' reads inputs of shape {shapes[first]} and '{other}' of shape {shape}, "
+                "expected the same. Give one of them its own view of the batch, for instance "
+                f"`preprocess={{'{other}': keras.layers.Resizing(64, 64)}}`."
+            )
+
+
+def _compatible(first, second):
+    same_rank = len(first) == len(second)
+    return same_rank and all(None in (a, b) or a == b for a, b in zip(first, second, strict=True))
+
+
+def check_weights(name, model):
+    """Raise a ValueError if a network's weights are not finite."""
+    for variable in model.weights:
+        if not np.all(np.isfinite(keras.ops.convert_to_numpy(variable).astype("float32"))):
+            raise ValueError(
+                f"'{name}' ({model.name}) has NaN or infinite values in '{variable.path}', expected "
+                "finite weights. Load the teacher again before training from it."
+            )
+
+
+def first_batch(x, batch_size=8):
+    """A few examples of the data if they can be had without disturbing it, else None.
+
+    Arrays can be sliced and a `PyDataset` indexed. Opening a `tf.data.Dataset` or a generator
+    would move its random state or lose its first batch.
+    """
+    if isinstance(x, keras.utils.PyDataset):
+        batch = x[0]
+        return batch[0] if isinstance(batch, tuple) else batch
+    leaves = keras.tree.flatten(x)
+    # Arrays, tensors and nothing else: each has a shape with a first axis, and slices.
+    if leaves and all(len(getattr(leaf, "shape", None) or ()) > 0 for leaf in leaves):
+        return keras.tree.map_structure(lambda leaf: leaf[:batch_size], x)
+    return None

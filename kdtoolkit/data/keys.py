@@ -1,0 +1,129 @@
+"""How example ids travel with a batch: the names, and the two functions that add and remove them.
+
+An example id is the row of an example in the training table. Memories and caches find the stored
+output of an example by it. A batch with ids is a dict; a batch without stays what it was.
+"""
+
+import sys
+from collections.abc import Mapping
+
+import numpy as np
+
+EXAMPLE_ID = "example_id"
+INPUTS = "inputs"
+
+
+def with_ids(x, ids=None):
+    """Adds example ids to inputs.
+
+    Args:
+        x: what the ids go with, one of
+            - an array `(examples, ...)`: becomes `{"inputs": x, "example_id": ids}`;
+            - a dict of arrays `(examples, ...)`: gains the key `"example_id"`;
+            - a `tf.data.Dataset` of single examples `x`, `(x, y)` or `(x, y, sample_weight)`,
+              before shuffling, batching and random augmentation: each `x` becomes a dict as above.
+        ids: int array `(examples,)` of ids >= 0, or None for `0, 1, 2, ...`. A dataset numbers its
+            elements by itself in their order, so that order must be the same in every epoch.
+
+    Returns:
+        A dict of arrays with int32 ids, or a dataset.
+
+    Raises:
+        ValueError: if there are ids already, if lengths differ, if an id is negative, if a dataset
+            is batched already, or if `ids` come with a dataset.
+        TypeError: if `x` is a list or a tuple, or `ids` are not integers.
+
+    Example:
+
+    ```python
+    x = np.zeros((100, 8, 8, 1), "float32")
+    batch = kdtoolkit.data.with_ids(x)
+    batch["example_id"][:3]  # 0, 1, 2
+    ```
+    """
+    if _is_tf_dataset(x):
+        if ids is not None:
+            raise ValueError("A tf.data.Dataset numbers its own elements. Leave `ids` out.")
+        return _dataset_with_ids(x)
+    if isinstance(x, list | tuple):
+        raise TypeError(
+            "`with_ids` takes an array, a dict of arrays or a tf.data.Dataset. "
+            f"Received: a {type(x).__name__}. Name several inputs in a dict"
+        )
+    inputs = _without_collision(x) if isinstance(x, Mapping) else {INPUTS: x}
+    lengths = {len(value) for value in inputs.values()}
+    if len(lengths) != 1:
+        raise ValueError(f"All inputs must have the same length. Received lengths: {lengths}")
+    return {**inputs, EXAMPLE_ID: _checked_ids(ids, lengths.pop())}
+
+
+def strip(x):
+    """Takes the example ids out of a batch again, as `with_ids` put them in.
+
+    Args:
+        x: the inputs of a batch, of any kind.
+
+    Returns:
+        A pair `(x, ids)`. With the key `"example_id"` in a dict `x`: the rest of the dict (or only
+        its value, if the key `"inputs"` is all that is left) and the ids. Otherwise `x` unchanged
+        and None.
+
+    Example:
+
+    ```python
+    x, ids = kdtoolkit.data.strip({"inputs": images, "example_id": ids})
+    ```
+    """
+    if not isinstance(x, Mapping) or EXAMPLE_ID not in x:
+        return x, None
+    rest = {key: value for key, value in x.items() if key != EXAMPLE_ID}
+    return (rest[INPUTS] if rest.keys() == {INPUTS} else rest), x[EXAMPLE_ID]
+
+
+def _checked_ids(ids, length):
+    if ids is None:
+        return np.arange(length, dtype="int32")
+    ids = np.asarray(ids)
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"`ids` must be integers. Received: dtype {ids.dtype}")
+    if ids.shape != (length,):
+        raise ValueError(
+            f"`ids` must hold one id for each of the {length} examples. Received shape: {ids.shape}"
+        )
+    if length and (ids.min() < 0 or ids.max() > np.iinfo("int32").max):
+        raise ValueError(
+            "`ids` must be from 0 to 2**31 - 1: they are rows of a table. "
+            f"Received: {ids.min()} to {ids.max()}"
+        )
+    return ids.astype("int32")
+
+
+def _without_collision(x):
+    if EXAMPLE_ID in x:
+        raise ValueError(f'The inputs have the key "{EXAMPLE_ID}" already. Add ids only once.')
+    return x
+
+
+def _is_tf_dataset(x):
+    # Whoever holds a dataset has imported TensorFlow, so there is no need to import it here.
+    tf = sys.modules.get("tensorflow")
+    return tf is not None and isinstance(x, tf.data.Dataset)
+
+
+def _dataset_with_ids(dataset):
+    import tensorflow as tf
+
+    spec = dataset.element_spec
+    shapes = [leaf.shape for leaf in tf.nest.flatten(spec)]
+    if all(shape.rank and shape[0] is None for shape in shapes):
+        raise ValueError(
+            "`with_ids` numbers single examples, but every part of the dataset has a leading axis "
+            f"of unknown length, as batches have. Call it before `.batch()`. Received: {spec}"
+        )
+
+    def number(index, element):
+        x, *rest = element if isinstance(element, tuple) else (element,)
+        inputs = dict(_without_collision(x)) if isinstance(x, Mapping) else {INPUTS: x}
+        return ({**inputs, EXAMPLE_ID: tf.cast(index, tf.int32)}, *rest)
+
+    return dataset.enumerate().map(number, num_parallel_calls=tf.data.AUTOTUNE)

@@ -1,0 +1,151 @@
+"""The transfer graph: networks as nodes, transfers as edges, one forward pass per network."""
+
+import keras
+from keras import ops
+
+from kdtoolkit import checks, wiring
+from kdtoolkit.steps import whole
+from kdtoolkit.taps import Probe, Taps, spec_of
+
+
+class TransferGraph(keras.layers.Layer):
+    """Holds the networks and transfers of a distiller, and computes the transfers' losses.
+
+    A layer, so that Keras tracks and saves what is inside. It is never called as one.
+
+    Args:
+        students, teachers: `{name: keras.Model}`.
+        transfers: list of `kd.Transfer`.
+        preprocess: `{node name: layer}`, what makes a node's input from the batch's.
+
+    Raises:
+        TypeError, ValueError: see `Distiller`.
+    """
+
+    def __init__(self, students, teachers, transfers, preprocess):
+        super().__init__(name="graph", dtype="float32", autocast=False)
+        wiring.check_nodes(students, teachers)
+        self.student_names = list(students)
+        self.teacher_names = list(teachers)
+        # One attribute each: PyTorch finds parameters in attributes only, not in dicts.
+        for name, model in {**students, **teachers}.items():
+            setattr(self, f"node_{name}", model)
+        self.preprocessed = list(preprocess)
+        for name, layer in preprocess.items():
+            self._check_preprocess(name, layer)
+            setattr(self, f"preprocess_{name}", layer)
+        self.edges = wiring.connect_edges(transfers, students, teachers)
+        self.transfers = [edge.transfer for edge in self.edges]
+        self.trackers = [keras.metrics.Mean(name=edge.log_name) for edge in self.edges]
+        self._taps = self._make_taps()
+        self._check_networks()
+
+    def node(self, name):
+        """The network of a node."""
+        return getattr(self, f"node_{name}")
+
+    def preprocess(self, name):
+        """The layer that makes this node's input, or None."""
+        return getattr(self, f"preprocess_{name}") if name in self.preprocessed else None
+
+    @property
+    def trained_weights(self):
+        """What an optimizer updates: the students and the transfers' own layers.
+
+        Teachers are frozen by being left out, not by their `trainable` flags: a layer that a
+        teacher shares with a student stays the student's.
+        """
+        found = {}
+        for part in [*map(self.node, self.student_names), *self.transfers]:
+            found.update((id(v), v) for v in part.trainable_weights)
+        return list(found.values())
+
+    # Checks before the first step ------------------------------------------------------------
+
+    def _check_preprocess(self, name, layer):
+        names = [*self.student_names, *self.teacher_names]
+        if name not in names or not isinstance(layer, keras.layers.Layer):
+            raise ValueError(
+                f"`preprocess` must map names of nodes ({names}) to Keras layers. "
+                f"Received: {name}={layer!r}"
+            )
+
+    def _make_taps(self):
+        paths = {name: [] for name in [*self.student_names, *self.teacher_names]}
+        for edge in self.edges:
+            for name, found in edge.ends:
+                paths[name] += [path for path in found if path is not None]
+        return {name: Taps(self.node(name), found) for name, found in paths.items()}
+
+    def _check_networks(self):
+        nodes = {name: self.node(name) for name in self._taps}
+        checks.check_input_shapes(nodes, self.preprocessed)
+        for name in self.logit_nodes:
+            checks.check_logits(name, nodes[name])
+        specs = {name: checks.input_spec(model) for name, model in nodes.items()}
+        if all(spec is not None for spec in specs.values()):
+            self._connect(self._raw, specs)
+
+    @property
+    def logit_nodes(self):
+        """Names of the nodes whose output some transfer reads as logits."""
+        ends = [end for e in self.edges if e.transfer.reads_logits for end in e.ends]
+        return sorted({name for name, paths in ends if None in paths})
+
+    def connect(self, x):
+        """Connect networks whose shapes only the first batch tells (subclassed models)."""
+        if not self.built:
+            self._connect(self.forward, dict.fromkeys(self._taps, spec_of(x)))
+
+    def _connect(self, forward, specs):
+        """Learn the shapes that the edges read, check them, build the transfers' own layers."""
+        probe = Probe(lambda inputs: {name: forward(name, x) for name, x in inputs.items()})
+        views = probe.compute_output_spec(specs)
+        for edge in self.edges:
+            shapes = [
+                [tuple(tensor.shape) for tensor in self._read(views, *end)] for end in edge.ends
+            ]
+            edge.transfer.connect(*shapes)
+        self.built = True
+
+    # One pass --------------------------------------------------------------------------------
+
+    def _raw(self, name, x, training=False):
+        output, read = self._taps[name](x, training=training)
+        return {"output": output, "taps": read}
+
+    def forward(self, name, x, training=False):
+        """One pass of a network: its view, `{"output": ..., "taps": {path: tensor}}`."""
+        layer = self.preprocess(name)
+        return self._raw(name, x if layer is None else layer(x), training)
+
+    def _read(self, views, name, paths):
+        output = views[name]["output"]
+        if None in paths and isinstance(output, dict | list | tuple):
+            known = list(output) if isinstance(output, dict) else "its output layers"
+            raise ValueError(
+                f"'{name}' has several outputs, so a transfer must say which as `source_layer` or "
+                f"`student_layer`. Expected one of {known}. Received: None"
+            )
+        return [output if path is None else views[name]["taps"][path] for path in paths]
+
+    def losses_of(self, x, views, context):
+        """The weighted losses of all edges for one batch, as scalars; updates the trackers.
+
+        Args:
+            x: the batch's input, without example ids.
+            views: the students' views.
+            context: what losses may ask for, see `TransferLoss`.
+        """
+        teachers = sorted({edge.source for edge in self.edges} - set(self.student_names))
+        views = {**views, **{name: self.forward(name, x) for name in teachers}}
+        weight = context["sample_weight"]
+        batch_size = ops.shape(keras.tree.flatten(x)[0])[0]
+        losses = []
+        for edge, tracker in zip(self.edges, self.trackers, strict=True):
+            source, student = (self._read(views, *end) for end in edge.ends)
+            source = keras.tree.map_structure(ops.stop_gradient, source)
+            value = edge.transfer.value(source, student, weight, context)
+            tracker.update_state(whole(value), sample_weight=batch_size)
+            losses.append(value * ops.cast(edge.transfer.weight, value.dtype))
+        return losses

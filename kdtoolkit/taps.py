@@ -1,0 +1,245 @@
+"""Read inner tensors of a network by path, from the same forward pass that computes its output.
+
+A path names a layer as a person finds it in the model: `"stage3"`, `"backbone/stage3"` for a layer
+inside a nested model or a composite layer, with `":input"` at the end for what goes into the layer
+instead of what comes out. In a subclassed model the attribute's name works as well as the layer's.
+In a model whose output is a dict, a key of that dict is a path too.
+
+Calls are listened to while the network runs, so functional, nested and subclassed models are read
+the same way. Nothing is added to the graph, and the listeners are gone when the pass ends.
+"""
+
+import contextlib
+import difflib
+import functools
+import threading
+
+import keras
+
+from kdtoolkit.registry import public
+
+_LOCK = threading.Lock()
+_LISTENERS = {}
+
+
+def _children(operation):
+    """The direct children of a model or composite layer, under each name they are known by."""
+    if not isinstance(operation, keras.layers.Layer):
+        return {}
+    if isinstance(operation, keras.Model):
+        found = list(getattr(operation, "operations", None) or operation.layers)
+    else:
+        # `layers` is public on models only; composite layers hold theirs behind this method.
+        found = operation._flatten_layers(include_self=False, recursive=False)
+    named = {id(child): child for child in found}
+    attributes = {
+        key: value
+        for key, value in vars(operation).items()
+        if id(value) in named and not key.startswith("_")
+    }
+    return {**attributes, **{child.name: child for child in found}}
+
+
+def _walk(operation, prefix="", seen=()):
+    for name, child in _children(operation).items():
+        if id(child) in seen:
+            continue
+        yield prefix + name
+        yield from _walk(child, f"{prefix}{name}/", (*seen, id(child)))
+
+
+def _no_such_layer(model, path):
+    known = list(dict.fromkeys(_walk(model)))
+    leaf = path.rsplit("/", 1)[-1]
+    near = [name for name in known if name.rsplit("/", 1)[-1] == leaf]
+    near += difflib.get_close_matches(path, known, n=5, cutoff=0.4)
+    hint = ", ".join(dict.fromkeys(near or known[:10])) or "none"
+    return ValueError(
+        f"Model '{model.name}' has no layer '{path}'. Expected the path of a layer, such as "
+        f"'stage3' or 'backbone/stage3'. Received: '{path}'. Near names: {hint}"
+    )
+
+
+def _descend(model, path):
+    operation = model
+    for part in path.split("/"):
+        operation = _children(operation).get(part) if operation is not None else None
+    return operation
+
+
+def _listening(operation, original):
+    @functools.wraps(original)
+    def call(*args, **kwargs):
+        output = original(*args, **kwargs)
+        for listener in _LISTENERS.get(id(operation), ()):
+            listener(id(operation), args, kwargs, output)
+        return output
+
+    return call
+
+
+@contextlib.contextmanager
+def _recording(operations):
+    """Collect `(first argument, output)` of every call that this thread makes to `operations`.
+
+    Replicas trace the same layers in threads of their own and may take turns, so a listener keeps
+    to its thread, and the layer's own `call` comes back when the last listener leaves.
+    """
+    calls = {id(operation): [] for operation in operations}
+    thread = threading.get_ident()
+
+    def listener(key, args, kwargs, output):
+        if threading.get_ident() == thread:
+            first = args[0] if args else next(iter(kwargs.values()), None)
+            calls[key].append((first, output))
+
+    # `vars(...)` instead of setattr: Keras tracks what is set on a layer, and this is no state.
+    with _LOCK:
+        for operation in operations:
+            if not _LISTENERS.setdefault(id(operation), []):
+                vars(operation)["call"] = _listening(operation, operation.call)
+            _LISTENERS[id(operation)].append(listener)
+    try:
+        yield calls
+    finally:
+        with _LOCK:
+            for operation in operations:
+                _LISTENERS[id(operation)].remove(listener)
+                if not _LISTENERS[id(operation)]:
+                    del _LISTENERS[id(operation)], vars(operation)["call"]
+
+
+class Taps:
+    """The inner tensors of one network that somebody reads, from one forward pass.
+
+    Args:
+        model: a `keras.Model` of any kind.
+        paths: what to read, see the module's first lines.
+    """
+
+    def __init__(self, model, paths=()):
+        self.model = model
+        self.paths = tuple(dict.fromkeys(paths))
+        # Keras fills `training` into `call` where it is declared, and refuses it elsewhere.
+        self._kwargs = ("training",) if model._call_has_training_arg else ()
+
+    def __call__(self, inputs, training=None):
+        """Run the network once. Returns `(output, {path: tensor})`.
+
+        Raises:
+            ValueError: a path names neither a layer nor a key of the output, or its layer doesn't
+                run exactly once in the pass.
+        """
+        kwargs = {name: training for name in self._kwargs}
+        if not self.paths:
+            return self.model(inputs, **kwargs), {}
+        layers = self._layers(inputs)
+        unique = list({id(layer): layer for layer in layers.values()}.values())
+        with _recording(unique) as calls:
+            output = self.model(inputs, **kwargs)
+        read = {}
+        for path in self.paths:
+            if path in layers:
+                read[path] = self._pick(path, calls[id(layers[path])])
+            elif isinstance(output, dict) and path in output:
+                read[path] = output[path]
+            else:
+                raise _no_such_layer(self.model, path)
+        return output, read
+
+    def _layers(self, inputs):
+        """The layers of the paths that name one; the other paths may be keys of the output."""
+        if not self.model.built and self._missing():
+            # Layers that `build` creates don't exist before the first call: trace one aside.
+            Probe(self.model).compute_output_spec(spec_of(inputs))
+        return {path: layer for path in self.paths if (layer := self._find(path)) is not None}
+
+    def _missing(self):
+        return any(self._find(path) is None for path in self.paths)
+
+    def _find(self, path):
+        return _descend(self.model, path.partition(":")[0])
+
+    def _pick(self, path, calls):
+        if len(calls) != 1:
+            raise ValueError(
+                f"Layer '{path}' of model '{self.model.name}' ran {len(calls)} times in one pass, "
+                "expected once. Name a layer that runs once, such as the one that follows it."
+            )
+        return calls[0][0 if path.endswith(":input") else 1]
+
+
+class Probe(keras.layers.Layer):
+    """Calls a function of networks on symbolic tensors, aside, for what it returns.
+
+    `Probe(function).compute_output_spec(spec)` builds the networks where they aren't, and changes
+    nothing else in them.
+    """
+
+    def __init__(self, function):
+        super().__init__(dtype="float32", autocast=False)
+        self.function = function
+
+    def call(self, inputs):
+        return self.function(inputs)
+
+
+def spec_of(tensors):
+    """The symbolic twin of a structure of arrays or tensors, with an unknown batch size."""
+
+    def spec(value):
+        dtype = keras.backend.standardize_dtype(value.dtype)
+        return keras.KerasTensor((None, *tuple(value.shape)[1:]), dtype=dtype)
+
+    return keras.tree.map_structure(spec, tensors)
+
+
+@public
+class Tapped(keras.Model):
+    """A model that returns its inner tensors beside its output. See `tap`."""
+
+    def __init__(self, model, layers, name=None, **kwargs):
+        super().__init__(name=name or f"{model.name}_tapped", **kwargs)
+        self.model = model
+        self.paths = list(layers)
+        self._taps = Taps(model, layers)
+
+    def call(self, inputs, training=None):
+        output, read = self._taps(inputs, training=training)
+        return {"output": output, **read}
+
+    def get_config(self):
+        model = keras.saving.serialize_keras_object(self.model)
+        return {"name": self.name, "model": model, "layers": list(self.paths)}
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        return cls(keras.saving.deserialize_keras_object(config.pop("model")), **config)
+
+
+def tap(model, layers):
+    """A model that shares the weights of `model` and also returns inner tensors by path.
+
+    One forward pass serves the output and every tap. `model` itself isn't changed.
+
+    Args:
+        model: a `keras.Model`: functional, Sequential, subclassed, or nested.
+        layers: list of paths: `"stage3"`, `"backbone/stage3"`, `"logits:input"`.
+
+    Returns:
+        A `keras.Model` whose output is `{"output": ..., path: ..., ...}`.
+
+    Raises:
+        ValueError: a path names no layer (the message lists near names), or the layer runs more
+            than once in a pass.
+
+    Example:
+        >>> import keras, numpy as np, kdtoolkit as kd
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="hidden"),
+        ...                           keras.layers.Dense(2)])
+        >>> outputs = kd.tap(model, ["hidden"])(np.ones((5, 4)))
+        >>> tuple(outputs["hidden"].shape)
+        (5, 3)
+    """
+    return Tapped(model, layers)

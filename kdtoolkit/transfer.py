@@ -1,0 +1,166 @@
+"""One edge of the transfer graph: knowledge flows from a source to a student through a loss."""
+
+import keras
+
+from kdtoolkit import scalars
+from kdtoolkit.losses.base import BoundLoss, FunctionLoss, TransferLoss
+from kdtoolkit.registry import public
+
+
+def _as_loss(loss):
+    if isinstance(loss, keras.losses.Loss):
+        return loss
+    if callable(loss) and not isinstance(loss, type):
+        return FunctionLoss(loss)
+    raise TypeError(
+        "A transfer's `loss` must be a `keras.losses.Loss` object, such as "
+        f"`kd.losses.SoftTargets()`, or a function (source, student). Received: loss={loss!r}"
+    )
+
+
+def _as_paths(value, name):
+    single = value is None or isinstance(value, str)
+    paths = [value] if single else list(value)
+    if not paths or not all(path is None or isinstance(path, str) and path for path in paths):
+        raise ValueError(
+            f"`{name}` must be a layer's path such as 'stage3', or a list of them. "
+            f"Received: {name}={value!r}"
+        )
+    return paths, single
+
+
+def _default_name(loss):
+    name = loss.function.__name__ if isinstance(loss, FunctionLoss) else type(loss).__name__
+    # "DIST" stays one word, "SoftTargets" becomes two.
+    starts = [
+        i > 0 and c.isupper() and (not name[i - 1].isupper() or name[i + 1 : i + 2].islower())
+        for i, c in enumerate(name)
+    ]
+    return "".join("_" * s + c.lower() for s, c in zip(starts, name, strict=True))
+
+
+@public
+class Transfer(keras.layers.Layer):
+    """One edge of the graph: `weight * loss(source, student)` is added to the student's loss.
+
+    Args:
+        loss: a `kd.losses` object, any `keras.losses.Loss` (called as `loss(source, student)`), or
+            a function `(source, student, ...)` that returns one value per example and may ask for
+            `labels`, `sample_weight`, `example_id`, `epoch`, `progress` by name.
+        source: name of the node that teaches: a teacher's, or a student's (its output is then
+            held constant). May be left out where there is only one teacher.
+        student: name of the student that learns. May be left out where there is only one.
+        source_layer, student_layer: where to read: a layer's path (see `kd.tap`), or a list of
+            paths, which gives the loss a list of tensors. `None` (default) reads the network's
+            output.
+        weight: factor of this edge, >= 0, defaults to 1. A variable: `transfer.weight = 0.5` (or
+            `.weight.assign(0.5)`) acts on the next batch.
+        name: name in the logs. Defaults to the loss's class in snake case.
+
+    Raises:
+        ValueError: a negative or non-finite weight, or an empty path.
+        TypeError: something else than a loss.
+
+    Example:
+        >>> import kdtoolkit as kd
+        >>> edge = kd.Transfer(kd.losses.SoftTargets(temperature=4.0), weight=0.9)
+        >>> edge.name
+        'soft_targets'
+    """
+
+    def __init__(
+        self,
+        loss,
+        *,
+        source=None,
+        student=None,
+        source_layer=None,
+        student_layer=None,
+        weight=1.0,
+        name=None,
+    ):
+        loss = _as_loss(loss)
+        super().__init__(name=name or _default_name(loss), dtype="float32", autocast=False)
+        self.source = source
+        self.student = student
+        self.source_layer = source_layer
+        self.student_layer = student_layer
+        self._source_paths, self._single_source = _as_paths(source_layer, "source_layer")
+        self._student_paths, self._single_student = _as_paths(student_layer, "student_layer")
+        weight = scalars.checked(weight, "weight", f"Transfer '{self.name}'", minimum=0)
+        self._weight = scalars.variable(weight, "weight")
+        self.loss = loss
+        # Tracked here, so that the step reads them as state and the distiller saves them.
+        self._loss_scalars = list(loss.variables) if isinstance(loss, TransferLoss) else []
+        self._loss_layers = []
+
+    @property
+    def weight(self):
+        """Factor of this edge, a scalar variable."""
+        return self._weight
+
+    @weight.setter
+    def weight(self, value):
+        owner = f"Transfer '{self.name}'"
+        self._weight.assign(scalars.checked(value, "weight", owner, minimum=0))
+
+    @property
+    def source_paths(self):
+        """Layers read from the source; `None` stands for its output."""
+        return list(self._source_paths)
+
+    @property
+    def student_paths(self):
+        """Layers read from the student; `None` stands for its output."""
+        return list(self._student_paths)
+
+    @property
+    def reads_logits(self):
+        """Whether the loss expects class scores from both networks' outputs."""
+        return getattr(self.loss, "reads", "any") == "logits"
+
+    def gather(self, source, student):
+        """Bring what was read, lists of tensors, into the form that the loss takes."""
+        source = source[0] if self._single_source else source
+        return source, student[0] if self._single_student else student
+
+    def connect(self, source, student):
+        """Check the shapes (lists of tuples) and create the loss's own layers for them."""
+        if self.built:
+            return
+        source, student = self.gather(source, student)
+        if isinstance(self.loss, TransferLoss):
+            self.loss.check_shapes(source, student)
+            self.loss.build(source, student)
+            self._loss_layers = list(self.loss.layers)
+        self.built = True
+
+    def value(self, source, student, sample_weight=None, context=None):
+        """The loss of this edge for one batch: a scalar, before `weight`.
+
+        Args:
+            source, student: lists of tensors, in the order of the paths.
+            sample_weight: optional tensor `(batch,)`.
+            context: what the loss may ask for, by name.
+        """
+        source, student = self.gather(source, student)
+        loss = self.loss
+        if isinstance(loss, TransferLoss) and loss.needs:
+            loss = BoundLoss(loss, {n: context[n] for n in loss.needs if n in context})
+        return loss(source, student, sample_weight)
+
+    def get_config(self):
+        return {
+            "loss": keras.saving.serialize_keras_object(self.loss),
+            "source": self.source,
+            "student": self.student,
+            "source_layer": self.source_layer,
+            "student_layer": self.student_layer,
+            "weight": float(self._weight),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        return cls(keras.saving.deserialize_keras_object(config.pop("loss")), **config)
