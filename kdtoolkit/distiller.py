@@ -65,6 +65,8 @@ class Distiller(keras.Model):
     of the CRD benchmark (T = 4, 0.9 and 0.1).
     """
 
+    label_weight = scalars.Scalar(minimum=0.0)
+
     def __init__(
         self,
         *,
@@ -85,8 +87,7 @@ class Distiller(keras.Model):
             label_weight = 0.1 if transfers is None else 1.0
         if transfers is None:
             transfers = wiring.default_transfers(teachers)
-        label_weight = scalars.checked(label_weight, "label_weight", "Distiller", minimum=0)
-        self._label_weight = scalars.variable(label_weight, "label_weight")
+        self.label_weight = label_weight
         self.epoch = scalars.variable(0.0, "epoch")
         self.progress = scalars.variable(0.0, "progress")
         self.graph = TransferGraph(students, teachers, transfers, preprocess or {})
@@ -124,15 +125,6 @@ class Distiller(keras.Model):
     def transfers(self):
         """The transfers, a list."""
         return list(self.graph.transfers)
-
-    @property
-    def label_weight(self):
-        """Factor of the label loss, a scalar variable."""
-        return self._label_weight
-
-    @label_weight.setter
-    def label_weight(self, value):
-        self._label_weight.assign(scalars.checked(value, "label_weight", "Distiller", minimum=0))
 
     @property
     def trainable_weights(self):
@@ -202,7 +194,7 @@ class Distiller(keras.Model):
             if transferring:
                 batch_size = ops.shape(keras.tree.flatten(x)[0])[0]
                 self._label_tracker.update_state(steps.whole(label_loss), batch_size)
-                label_loss = label_loss * ops.cast(self._label_weight, label_loss.dtype)
+                label_loss = label_loss * ops.cast(self.label_weight, label_loss.dtype)
             total.append(label_loss)
         if transferring:
             inputs, example_id = strip(x)
@@ -366,7 +358,7 @@ class Distiller(keras.Model):
         }
         return {
             "name": self.name,
-            "label_weight": float(self._label_weight),
+            "label_weight": scalars.number(self.label_weight),
             **{key: keras.saving.serialize_keras_object(part) for key, part in parts.items()},
         }
 

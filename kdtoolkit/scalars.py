@@ -79,7 +79,7 @@ class Scalar:
         self._name = name
 
     def __get__(self, instance, owner=None):
-        return self if instance is None else vars(instance)[f"_{self._name}"]
+        return self if instance is None else getattr(instance, f"_{self._name}")
 
     def __set__(self, instance, value):
         value = checked(value, self._name, type(instance).__name__, **self._bounds)

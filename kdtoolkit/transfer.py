@@ -2,9 +2,9 @@
 
 import keras
 
-from kdtoolkit import scalars
 from kdtoolkit.losses.base import BoundLoss, FunctionLoss, TransferLoss
 from kdtoolkit.registry import public
+from kdtoolkit.scalars import Scalar, number
 
 
 def _as_loss(loss):
@@ -68,6 +68,8 @@ class Transfer(keras.layers.Layer):
         'soft_targets'
     """
 
+    weight = Scalar(minimum=0.0)
+
     def __init__(
         self,
         loss,
@@ -87,22 +89,11 @@ class Transfer(keras.layers.Layer):
         self.student_layer = student_layer
         self._source_paths, self._single_source = _as_paths(source_layer, "source_layer")
         self._student_paths, self._single_student = _as_paths(student_layer, "student_layer")
-        weight = scalars.checked(weight, "weight", f"Transfer '{self.name}'", minimum=0)
-        self._weight = scalars.variable(weight, "weight")
+        self.weight = weight
         self.loss = loss
         # Tracked here, so that the step reads them as state and the distiller saves them.
         self._loss_scalars = list(loss.variables) if isinstance(loss, TransferLoss) else []
         self._loss_layers = []
-
-    @property
-    def weight(self):
-        """Factor of this edge, a scalar variable."""
-        return self._weight
-
-    @weight.setter
-    def weight(self, value):
-        owner = f"Transfer '{self.name}'"
-        self._weight.assign(scalars.checked(value, "weight", owner, minimum=0))
 
     @property
     def source_paths(self):
@@ -156,7 +147,7 @@ class Transfer(keras.layers.Layer):
             "student": self.student,
             "source_layer": self.source_layer,
             "student_layer": self.student_layer,
-            "weight": float(self._weight),
+            "weight": number(self.weight),
             "name": self.name,
         }
 

@@ -97,7 +97,7 @@ def test_logged_values_are_those_of_an_independent_reference():
     logs = fit(distiller, x, y, epochs=1).history
     z, v = ops.convert_to_numpy(student(x)), ops.convert_to_numpy(teacher(x))
     assert logs["soft_targets"][0] == pytest.approx(
-        reference.soft_targets(v, z, temperature=4.0).mean(), rel=1e-5
+        reference.kl_divergence(v, z, 4.0).mean(), rel=1e-5
     )
     label_loss = -np.log(reference.softmax(z.astype("float64"))[np.arange(37), y]).mean()
     assert logs["label_loss"][0] == pytest.approx(label_loss, rel=1e-5)
@@ -192,6 +192,7 @@ def test_gradient_stops_at_a_source_that_is_a_student():
     assert largest_difference(arrays(peers["a"]), arrays(alone.student)) < 1e-7
 
 
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
 def test_self_distillation_reads_two_places_of_one_network():
     inputs = keras.Input((FEATURES,))
     h = layers.Dense(8, "relu")(inputs)
@@ -209,7 +210,7 @@ def test_self_distillation_reads_two_places_of_one_network():
 
 
 def test_each_student_has_its_own_optimizer_metrics_and_logs():
-    (x, y), names = data(), ["a", "b"]
+    (x, y), names = data(48), ["a", "b"]
     peers = {"a": dense(8, 0), "b": dense(8, 5)}
     edge = kd.Transfer(kd.losses.SoftTargets(), source="a", student="b")
     distiller = kd.Distiller(student=peers, transfers=[edge])
@@ -217,8 +218,9 @@ def test_each_student_has_its_own_optimizer_metrics_and_logs():
         "a": keras.optimizers.SGD(0.0, name="first"),
         "b": keras.optimizers.SGD(0.1, name="second"),
     }
-    distiller.compile(optimizers, crossentropy(), metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")])
-    before = [w.copy() for w in peers["a"].trainable_weights[0].numpy()] if False else peers["a"].get_layer("hidden").get_weights()
+    accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+    distiller.compile(optimizers, crossentropy(), metrics=[accuracy])
+    before = peers["a"].get_layer("hidden").get_weights()
     logs = fit(distiller, x, y, validation_data=(x, y)).history
     assert largest_difference(before, peers["a"].get_layer("hidden").get_weights()) == 0.0
     assert {"b_soft_targets", "label_loss", "loss"} <= set(logs)
@@ -313,8 +315,8 @@ def test_preprocess_gives_a_network_its_own_view():
     logs = fit(distiller, x, y, epochs=1).history
     z = ops.convert_to_numpy(distiller.student(x))
     v = ops.convert_to_numpy(teacher(x.repeat(2, 1).repeat(2, 2)))
-    expected = reference.soft_targets(v, z, temperature=4.0).mean()
-    assert logs["soft_targets"][0] == pytest.approx(expected, rel=1e-5)
+    expected = reference.kl_divergence(v, z, 4.0).mean()
+    assert logs["soft_targets"][0] == pytest.approx(expected, rel=1e-3)
 
 
 def test_weights_may_be_changed_by_assignment():

@@ -1,0 +1,31 @@
+"""What all tests share: a clean Keras before each, and one pair of virtual replicas."""
+
+import keras
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def clean_keras():
+    """Names and policies of one test don't reach the next."""
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def pytest_configure(config):
+    """Split the processor in two before TensorFlow starts, for the tests of replicas."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        half = tf.config.LogicalDeviceConfiguration()
+        processor = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(processor, [half, half])
+
+
+@pytest.fixture(scope="session")
+def two_replicas():
+    """A MirroredStrategy over two virtual processors; one per process, as TensorFlow demands."""
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
