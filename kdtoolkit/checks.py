@@ -11,10 +11,15 @@ PROBABILITIES = (
 
 
 def ends_in_softmax(model):
-    """Whether the output layer of a functional or Sequential model is a softmax or sigmoid."""
-    names = getattr(model, "output_names", None)
-    layers = getattr(model, "layers", [])
-    last = [layer for layer in layers if names and layer.name in names] or layers[-1:]
+    """Whether the output of a functional or Sequential model is a softmax or sigmoid.
+
+    What a subclassed model returns shows only in its values, see `check_values`.
+    """
+    if isinstance(model, keras.Sequential):
+        last = model.layers[-1:]
+    else:
+        names = getattr(model, "output_names", [])
+        last = [layer for layer in model.layers if layer.name in names]
     squashing = (keras.activations.softmax, keras.activations.sigmoid)
     return any(
         isinstance(layer, keras.layers.Softmax)

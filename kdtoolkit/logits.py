@@ -46,6 +46,6 @@ def as_logits(model):
         >>> bool(np.allclose(keras.ops.softmax(logits), teacher(np.ones((1, 4))), atol=1e-6))
         True
     """
-    return keras.Model(
-        model.inputs, LogProbabilities()(model.outputs[0]), name=f"{model.name}_logits"
-    )
+    # A Sequential model takes its one input bare; any other as it was built.
+    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    return keras.Model(inputs, LogProbabilities()(model.outputs[0]), name=f"{model.name}_logits")

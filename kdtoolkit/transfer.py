@@ -7,6 +7,13 @@ from kdtoolkit.registry import public
 from kdtoolkit.scalars import Scalar, number
 
 
+#: What to do where a loss asks for something that the data doesn't hold.
+WAYS_OUT = {
+    "labels": "labels. Expected data of the form (x, y)",
+    "example_id": "example ids. Expected inputs from `kd.data.with_ids(x)`",
+}
+
+
 def _as_loss(loss):
     if isinstance(loss, keras.losses.Loss):
         return loss
@@ -19,7 +26,7 @@ def _as_loss(loss):
 
 
 def _as_paths(value, name):
-    single = value is None or isinstance(value, str)
+    single = not isinstance(value, list | tuple)
     paths = [value] if single else list(value)
     if not paths or not all(path is None or isinstance(path, str) and path for path in paths):
         raise ValueError(
@@ -137,8 +144,15 @@ class Transfer(keras.layers.Layer):
         source, student = self.gather(source, student)
         loss = self.loss
         if isinstance(loss, TransferLoss) and loss.needs:
-            loss = BoundLoss(loss, {n: context[n] for n in loss.needs if n in context})
+            loss = BoundLoss(loss, {name: self._needed(name, context) for name in loss.needs})
         return loss(source, student, sample_weight)
+
+    def _needed(self, name, context):
+        if context[name] is None and name in WAYS_OUT:
+            raise ValueError(
+                f"Transfer '{self.name}' needs {WAYS_OUT[name]}. Received: {name}=None"
+            )
+        return context[name]
 
     def get_config(self):
         return {

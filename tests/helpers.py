@@ -26,10 +26,11 @@ def gradient(function, *arrays, argnum=0):
     def total(x):
         return ops.sum(function(*tensors[:argnum], x, *tensors[argnum + 1 :]))
 
-    return array(_gradient(total, tensors[argnum]))
+    return array(gradient_tensor(total, tensors[argnum]))
 
 
-def _gradient(total, x):
+def gradient_tensor(total, x):
+    """Gradient of a scalar function of one tensor, as a tensor."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf

@@ -87,14 +87,13 @@ def test_kl_of_extreme_logits_is_exact():
 
 def test_a_class_ruled_out_by_both_networks_adds_nothing(pair):
     source, student = pair
-    ruled_out = np.full((BATCH, 1), -np.inf, "float32")
-    wider = [np.concatenate([z, ruled_out], axis=1) for z in pair]
+    source[:, -1] = student[:, -1] = -np.inf
     np.testing.assert_allclose(
-        helpers.array(functional.kl_divergence(*wider)),
-        reference.kl_divergence(source, student),
+        helpers.array(functional.kl_divergence(source, student)),
+        reference.kl_divergence(source[:, :-1], student[:, :-1]),
         rtol=1e-5,
     )
-    gradient = helpers.gradient(functional.kl_divergence, *wider, argnum=1)
+    gradient = helpers.gradient(functional.kl_divergence, source, student, argnum=1)
     assert np.all(np.isfinite(gradient)) and np.all(gradient[:, -1] == 0)
 
 
@@ -228,9 +227,9 @@ def test_standardise_removes_scale_and_offset(pair, a, b):
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, -1e4])
 def test_constant_logits_standardise_to_zero_with_an_ordinary_gradient(constant):
-    z = np.full((2, 7), constant, "float32")
+    z = np.full((BATCH, CLASSES), constant, "float32")
     assert np.max(np.abs(helpers.array(functional.standardise(z)))) < 1e-6
-    weights = np.random.default_rng(0).normal(size=7).astype("float32")
+    weights = np.random.default_rng(0).normal(size=CLASSES).astype("float32")
     gradient = helpers.gradient(lambda x: functional.standardise(x) * weights, z)
     assert np.all(np.isfinite(gradient))
     assert 0.1 < np.max(np.abs(gradient)) < 10
@@ -298,7 +297,7 @@ def test_permutation_is_uniform_over_the_other_classes():
 
 
 def test_permutation_differs_between_examples_and_steps_and_repeats_with_the_seed():
-    logits = np.tile(np.arange(10, dtype="float32"), (4, 1))
+    logits = np.tile(np.arange(CLASSES, dtype="float32"), (BATCH, 1))
 
     def two_steps(seed):
         generator = keras.random.SeedGenerator(seed)
@@ -307,7 +306,7 @@ def test_permutation_differs_between_examples_and_steps_and_repeats_with_the_see
 
     first, second = two_steps(7)
     assert not np.array_equal(first, second)
-    assert not np.array_equal(first[0], first[1])
+    assert len(np.unique(first, axis=0)) > 1
     np.testing.assert_array_equal([first, second], two_steps(7))
     assert not np.array_equal(first, two_steps(8)[0])
 

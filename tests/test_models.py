@@ -1,4 +1,8 @@
-"""The small networks: sizes known from the literature, names to tap, seeds, training, export."""
+"""The small networks: sizes known from the literature, names to tap, seeds, training, export.
+
+What only looks at the graph is not marked `core`: it is the same on every backend, and JAX takes
+long to compile the initial weights.
+"""
 
 import keras
 import numpy as np
@@ -36,7 +40,6 @@ def tapped(model, names, x):
     return keras.Model(model.input, outputs).predict(x, verbose=0)
 
 
-@pytest.mark.core
 def test_preactivation_resnet20_has_exactly_279508_weights():
     model = models.resnet(20, *CIFAR, variant="v2")
     assert model.count_params() == 279_508
@@ -133,7 +136,6 @@ def test_outputs_are_logits_computed_from_the_features(build):
     assert (logits < 0).any()
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("variant, has_negatives", [("v1", False), ("v2", True)])
 def test_a_stage_ends_in_an_activation_in_v1_and_in_a_sum_in_v2(variant, has_negatives):
     model = models.resnet(8, *TINY, width=4, variant=variant, seed=0)
@@ -141,14 +143,12 @@ def test_a_stage_ends_in_an_activation_in_v1_and_in_a_sum_in_v2(variant, has_neg
     assert [bool((stage < 0).any()) for stage in stages] == [has_negatives] * 3
 
 
-@pytest.mark.core
 def test_features_are_the_mean_over_the_pixels_of_the_last_activation():
     model = models.resnet(8, *TINY, width=4, seed=0)
     stage, features = tapped(model, ["stage3", "features"], images())
     np.testing.assert_allclose(features, stage.mean((1, 2)), rtol=1e-5)
 
 
-@pytest.mark.core
 def test_a_padded_shortcut_drops_pixels_and_adds_zero_channels():
     model = models.resnet(8, *TINY, width=4, shortcut="pad", seed=0)
     # With its last normalisation silenced, the block is its shortcut alone.
@@ -168,7 +168,6 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(build):
     assert not any(np.array_equal(first[index], other[index]) for index in kernels)
 
 
-@pytest.mark.core
 def test_layers_of_one_seed_start_from_different_weights():
     model = models.resnet(20, *TINY, width=4, seed=0)
     kernels = model.get_weights()
@@ -194,7 +193,6 @@ def test_a_seed_repeats_dropout_masks_too():
     assert not np.allclose(outputs[0], outputs[2])
 
 
-@pytest.mark.core
 def test_kernels_start_he_normal():
     model = models.resnet(8, *CIFAR, width=64, seed=0)
     kernel = np.array(model.get_layer("stage3_block1_conv2").get_weights()[0])
@@ -238,7 +236,6 @@ def test_logits_stay_float32_in_mixed_precision(build):
     assert model.predict(images(2), verbose=0).dtype == "float32"
 
 
-@pytest.mark.core
 def test_saving_and_loading_keeps_the_outputs(build, tmp_path):
     model = build(seed=0)
     model.save(tmp_path / "model.keras")
@@ -247,7 +244,6 @@ def test_saving_and_loading_keeps_the_outputs(build, tmp_path):
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
-@pytest.mark.core
 def test_unnamed_networks_of_one_kind_can_stand_in_one_model():
     inputs = keras.Input((4,))
     members = [models.mlp((4,), 2) for _ in range(2)]
@@ -256,7 +252,6 @@ def test_unnamed_networks_of_one_kind_can_stand_in_one_model():
     assert models.mlp((4,), 2, name="student").name == "student"
 
 
-@pytest.mark.core
 def test_dropout_stands_only_where_it_was_asked_for():
     def dropouts(model):
         return [layer.name for layer in model.layers if isinstance(layer, keras.layers.Dropout)]

@@ -1,0 +1,67 @@
+"""One table of every public class: how to make one, from which the generic tests are generated."""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+from keras import layers, ops
+
+import kdtoolkit as kd
+from tests.support import dense
+
+
+@keras.saving.register_keras_serializable("tests")
+def squared(source, student):
+    return ops.mean(ops.square(source - student), axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """`make` builds one with other values than the defaults."""
+
+    make: Callable
+
+
+def _loss(cls, **kwargs):
+    return Settings(lambda: cls(name="loss", reduction="sum", **kwargs))
+
+
+PUBLIC = {
+    "Distiller": Settings(
+        lambda: kd.Distiller(
+            student={"small": dense(4, 0), "other": dense(4, 2)},
+            teacher=dense(8, 1),
+            transfers=[
+                kd.Transfer(kd.losses.SoftTargets(2.0), student="small", weight=0.5),
+                kd.Transfer(squared, source="small", student="other", weight=2.0),
+            ],
+            label_weight=0.25,
+            preprocess={"teacher": layers.Rescaling(2.0)},
+            name="graph_of_three",
+        )
+    ),
+    "Transfer": Settings(
+        lambda: kd.Transfer(
+            kd.losses.SoftTargets(temperature=2.5),
+            source="a",
+            student="b",
+            source_layer=["x", "y"],
+            student_layer="z:input",
+            weight=0.3,
+            name="edge",
+        )
+    ),
+    "Tapped": Settings(lambda: kd.tap(dense(4), ["hidden", "logits:input"])),
+    "LogProbabilities": Settings(lambda: kd.logits.LogProbabilities(name="log")),
+    "TransferLoss": _loss(kd.losses.TransferLoss),
+    "FunctionLoss": _loss(kd.losses.FunctionLoss, function=squared),
+    "SoftTargets": _loss(kd.losses.SoftTargets, temperature=2.5, standardise=True),
+    "SoftCrossEntropy": _loss(kd.losses.SoftCrossEntropy, temperature=2.5),
+    "HardTargets": _loss(kd.losses.HardTargets),
+    "MixedTargets": _loss(kd.losses.MixedTargets, label_share=0.3, temperature=2.5),
+    "LogitsMSE": _loss(kd.losses.LogitsMSE),
+    "DecoupledKD": _loss(kd.losses.DecoupledKD, temperature=2.5),
+    "DIST": _loss(kd.losses.DIST, inter_weight=2.0, intra_weight=0.5, temperature=2.5),
+    "CategoryConfidence": _loss(kd.losses.CategoryConfidence),
+    "PermutedDarkKnowledge": _loss(kd.losses.PermutedDarkKnowledge, seed=3),
+}
