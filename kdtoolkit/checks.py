@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+from kdtoolkit.data.keys import strip
+
 PROBABILITIES = (
     "returns probabilities, but this loss expects logits (class scores before the softmax). Build "
     "the last layer with `activation=None` and use `from_logits=True` in the label loss; or, for a "
@@ -127,3 +129,25 @@ def first_batch(x, batch_size=8):
     if leaves and all(len(getattr(leaf, "shape", None) or ()) > 0 for leaf in leaves):
         return keras.tree.map_structure(lambda leaf: leaf[:batch_size], x)
     return None
+
+
+def check_sources(graph, x):
+    """Look at what the networks return for the first examples, before anything trains.
+
+    Args:
+        graph: the `TransferGraph`.
+        x: the training input, as given to `fit`.
+
+    Raises:
+        ValueError: a teacher has broken weights or returns NaN, or a network returns probabilities
+            where logits are expected.
+    """
+    for name in graph.teacher_names:
+        check_weights(name, graph.node(name))
+    batch = first_batch(x)
+    if batch is None:
+        return
+    inputs, _ = strip(batch)
+    for name in dict.fromkeys([*graph.teacher_names, *graph.logit_nodes]):
+        output = graph.forward(name, inputs)["output"]
+        check_values(name, output, wants_logits=name in graph.logit_nodes)

@@ -8,11 +8,12 @@ from kdtoolkit.data.keys import strip
 from kdtoolkit.graph import TransferGraph
 from kdtoolkit.progress import with_progress
 from kdtoolkit.registry import public
+from kdtoolkit.saving import KeepsRandomStates
 from kdtoolkit.steps import Stage
 
 
 @public
-class Distiller(keras.Model):
+class Distiller(KeepsRandomStates, keras.Model):
     """Trains students with what sources teach them: `fit` it like any Keras model.
 
     Loss of a step:
@@ -169,9 +170,7 @@ class Distiller(keras.Model):
     def call(self, inputs, training=None):
         x, _ = strip(inputs)
         self.graph.connect(x)
-        views = {
-            name: self.graph.forward(name, x, training) for name in self.graph.student_names
-        }
+        views = {name: self.graph.forward(name, x, training) for name in self.graph.student_names}
         return views if self._transferring() else self._outputs(views)
 
     def _outputs(self, views):
@@ -258,7 +257,9 @@ class Distiller(keras.Model):
 
     # Keras's entry points -------------------------------------------------------------------
 
-    def compile(self, optimizer="rmsprop", loss=None, metrics=None, weighted_metrics=None, **kwargs):
+    def compile(
+        self, optimizer="rmsprop", loss=None, metrics=None, weighted_metrics=None, **kwargs
+    ):
         """As `keras.Model.compile`, for all students.
 
         Args:
@@ -293,28 +294,19 @@ class Distiller(keras.Model):
             **kwargs,
         )
 
-    def fit(self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs):
+    def fit(
+        self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs
+    ):
         """As `keras.Model.fit`. Looks at the sources' outputs on the first examples before training.
 
         Raises:
             ValueError: a source returns NaN, or probabilities where a loss expects logits.
         """
-        self._check_sources(x)
+        if not self._checked:
+            checks.check_sources(self.graph, x)
+            self._checked = True
         callbacks = with_progress(callbacks)
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
-
-    def _check_sources(self, x):
-        if self._checked:
-            return
-        batch = checks.first_batch(x)
-        for name, model in self.teachers.items():
-            checks.check_weights(name, model)
-        if batch is not None:
-            inputs, _ = strip(batch)
-            for name in [*self.teachers, *self.graph.logit_nodes]:
-                output = self.graph.forward(name, inputs)["output"]
-                checks.check_values(name, output, name in self.graph.logit_nodes)
-        self._checked = True
 
     def evaluate(self, *args, **kwargs):
         self._evaluating = True
@@ -328,23 +320,6 @@ class Distiller(keras.Model):
         return self.student.export(filepath, *args, **kwargs)
 
     # Saving ---------------------------------------------------------------------------------
-
-    def save_own_variables(self, store):
-        super().save_own_variables(store)
-        # Keras leaves out the states of random layers, without which a run doesn't go on as it was.
-        for index, state in enumerate(self._random_states()):
-            store[f"random_{index}"] = keras.ops.convert_to_numpy(state)
-
-    def load_own_variables(self, store):
-        saved = {key: store[key] for key in store.keys()}
-        for index, state in enumerate(self._random_states()):
-            if f"random_{index}" in saved:
-                state.assign(saved.pop(f"random_{index}"))
-        super().load_own_variables(saved)
-
-    def _random_states(self):
-        weights = {id(v) for v in self.weights}
-        return [v for v in self.variables if id(v) not in weights]
 
     def get_config(self):
         students, teachers = self.students, self.teachers

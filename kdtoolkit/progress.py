@@ -18,4 +18,6 @@ def with_progress(callbacks):
         return callbacks
     if callbacks is None:
         return [Progress()]
-    return [Progress(), *callbacks] if isinstance(callbacks, list | tuple) else [Progress(), callbacks]
+    return (
+        [Progress(), *callbacks] if isinstance(callbacks, list | tuple) else [Progress(), callbacks]
+    )

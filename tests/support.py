@@ -20,7 +20,9 @@ def images(examples=12, size=8, seed=0):
     return x, random.integers(CLASSES, size=examples)
 
 
-def dense(units=8, seed=0, *, dropout=0.0, norm=True, l2=0.0, classes=CLASSES, name=None, dtype=None):
+def dense(
+    units=8, seed=0, *, dropout=0.0, norm=True, l2=0.0, classes=CLASSES, name=None, dtype=None
+):
     """A dense network with BatchNorm and dropout. The same seed gives the same weights."""
     keras.utils.set_random_seed(seed)
     regularizer = keras.regularizers.L2(l2) if l2 else None
@@ -81,7 +83,10 @@ def arrays(model):
 
 def largest_difference(first, second):
     return max(
-        (float(np.max(np.abs(np.asarray(a, "float64") - np.asarray(b, "float64")))) for a, b in zip(first, second, strict=True)),
+        (
+            float(np.max(np.abs(np.asarray(a, "float64") - np.asarray(b, "float64"))))
+            for a, b in zip(first, second, strict=True)
+        ),
         default=0.0,
     )
 

@@ -64,7 +64,9 @@ def test_class_counts_that_differ():
 
 
 def test_networks_that_cannot_read_the_same_batch():
-    with pytest.raises(ValueError, match=r"shape .*8, 8.* and 'teacher' of shape .*16, 16.*preproc"):
+    with pytest.raises(
+        ValueError, match=r"shape .*8, 8.* and 'teacher' of shape .*16, 16.*preproc"
+    ):
         kd.Distiller(student=conv(size=8), teacher=conv(size=16))
 
 
@@ -172,14 +174,18 @@ def test_a_value_per_class_instead_of_one_per_example():
 
 
 def test_ends_of_transfers_that_are_wrong():
-    with pytest.raises(ValueError, match="`source` of transfer 'soft_targets' names no node.*nobody"):
+    with pytest.raises(
+        ValueError, match="`source` of transfer 'soft_targets' names no node.*nobody"
+    ):
         distiller_of(transfers=[kd.Transfer(soft(), source="nobody")])
     two = {"a": dense(4, 1), "b": dense(4, 2)}
     with pytest.raises(ValueError, match="`source` of transfer 'soft_targets' is ambiguous"):
         distiller_of(teacher=two, transfers=[kd.Transfer(soft())])
     with pytest.raises(ValueError, match="reads the same tensor of 'student' at both ends"):
         distiller_of(transfers=[kd.Transfer(soft(), source="student")])
-    with pytest.raises(TypeError, match="must be a list of kd.Transfer objects.*kd.Transfer\\(loss"):
+    with pytest.raises(
+        TypeError, match="must be a list of kd.Transfer objects.*kd.Transfer\\(loss"
+    ):
         distiller_of(transfers=[soft()])
     edge = kd.Transfer(soft())
     with pytest.raises(ValueError, match="'soft_targets' is listed twice"):
@@ -211,8 +217,12 @@ def test_preprocess_for_an_unknown_node():
 
 def test_optimizers_that_do_not_match_the_students():
     peers = {"a": dense(4, 1), "b": dense(4, 2)}
-    distiller = kd.Distiller(student=peers, transfers=[kd.Transfer(soft(), source="a", student="b")])
-    with pytest.raises(ValueError, match="one entry per student: \\['a', 'b'\\]. Received: \\['a'\\]"):
+    distiller = kd.Distiller(
+        student=peers, transfers=[kd.Transfer(soft(), source="a", student="b")]
+    )
+    with pytest.raises(
+        ValueError, match="one entry per student: \\['a', 'b'\\]. Received: \\['a'\\]"
+    ):
         distiller.compile({"a": "sgd"}, crossentropy())
     shared = keras.optimizers.SGD()
     with pytest.raises(ValueError, match="an optimizer object of its own"):

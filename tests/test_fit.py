@@ -211,5 +211,7 @@ def test_keras_callbacks_see_the_students_metrics(tmp_path):
     weights = arrays(distiller.student)
     distiller.load_weights(tmp_path / "best.weights.h5")
     header = (tmp_path / "log.csv").read_text().splitlines()[0]
-    assert header == "epoch,accuracy,label_loss,learning_rate,loss,soft_targets,val_accuracy,val_loss"
+    assert (
+        header == "epoch,accuracy,label_loss,learning_rate,loss,soft_targets,val_accuracy,val_loss"
+    )
     assert len(weights) == len(arrays(distiller.student))

@@ -13,12 +13,15 @@ from kdtoolkit import models
 CIFAR = ((32, 32, 3), 100)
 TINY = ((8, 8, 3), 5)
 
-# Small enough to run in a moment, one for each kind of block and each constructor.
+# Small enough to run in a moment, one for each kind of block and each constructor. They share the
+# shapes of kernels, because JAX compiles the initialisation of every new shape for seconds.
 TINY_NETWORKS = {
     "v1": lambda **kwargs: models.resnet(8, *TINY, width=4, shortcut="pad", **kwargs),
     "v2": lambda **kwargs: models.resnet(8, *TINY, width=4, variant="v2", **kwargs),
-    "convnet": lambda **kwargs: models.convnet(*TINY, dense=(7,), dropout=0.2, **kwargs),
-    "mlp": lambda **kwargs: models.mlp(*TINY, units=(9, 6), dropout=0.2, **kwargs),
+    "convnet": lambda **kwargs: models.convnet(
+        *TINY, filters=(4, 8), dense=(16,), dropout=0.2, **kwargs
+    ),
+    "mlp": lambda **kwargs: models.mlp(*TINY, units=(16, 16), dropout=0.2, **kwargs),
 }
 
 
@@ -52,12 +55,11 @@ def test_preactivation_resnet20_has_exactly_279508_weights():
     "network, expected",
     [
         (lambda: models.resnet(20, *CIFAR), 278_324),
-        (lambda: models.resnet(56, *CIFAR), 861_620),
         (lambda: models.resnet8x4(*CIFAR), 1_233_540),
         (lambda: models.resnet32x4(*CIFAR), 7_433_860),
         (lambda: models.resnet18(*CIFAR), 11_220_132),
     ],
-    ids=["resnet20", "resnet56", "resnet8x4", "resnet32x4", "resnet18"],
+    ids=["resnet20", "resnet8x4", "resnet32x4", "resnet18"],
 )
 def test_trainable_weights_are_as_many_as_in_the_literature(network, expected):
     assert trainable_count(network()) == expected
@@ -69,8 +71,7 @@ def test_resnet34_differs_from_resnet18_by_its_extra_identity_blocks():
         count * 2 * (9 * width**2 + 2 * width)
         for count, width in ((1, 64), (2, 128), (4, 256), (1, 512))
     )
-    small, large = (trainable_count(f(*CIFAR)) for f in (models.resnet18, models.resnet34))
-    assert large - small == extra
+    assert trainable_count(models.resnet34(*CIFAR)) == 11_220_132 + extra
 
 
 def test_padded_shortcuts_have_no_weights():
@@ -178,17 +179,16 @@ def test_layers_of_one_seed_start_from_different_weights():
 
 @pytest.mark.core
 def test_without_a_seed_every_network_is_fresh():
-    first, second = (models.mlp((4,), 2).get_weights()[0] for _ in range(2))
+    first, second = (TINY_NETWORKS["mlp"]().get_weights()[0] for _ in range(2))
     assert not np.array_equal(first, second)
 
 
 @pytest.mark.core
 def test_a_seed_repeats_dropout_masks_too():
     x = images()
-    outputs = [
-        keras.ops.convert_to_numpy(models.mlp(*TINY, dropout=0.5, seed=seed)(x, training=True))
-        for seed in (0, 0, 1)
-    ]
+    networks = [TINY_NETWORKS["mlp"](seed=seed) for seed in (0, 0, 1)]
+    networks[2].set_weights(networks[0].get_weights())
+    outputs = [keras.ops.convert_to_numpy(model(x, training=True)) for model in networks]
     np.testing.assert_array_equal(outputs[0], outputs[1])
     assert not np.allclose(outputs[0], outputs[2])
 

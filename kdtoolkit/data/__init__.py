@@ -1,0 +1,17 @@
+"""Data sets, seeded splits, example ids, augmentation and batches."""
+
+from kdtoolkit.data.augment import Augmentation as Augmentation
+from kdtoolkit.data.augment import FlipShift as FlipShift
+from kdtoolkit.data.digits import load_digits as load_digits
+from kdtoolkit.data.keys import EXAMPLE_ID as EXAMPLE_ID
+from kdtoolkit.data.keys import INPUTS as INPUTS
+from kdtoolkit.data.keys import strip as strip
+from kdtoolkit.data.keys import with_ids as with_ids
+from kdtoolkit.data.pipeline import ArrayPipeline as ArrayPipeline
+from kdtoolkit.data.pipeline import FollowEpochs as FollowEpochs
+from kdtoolkit.data.record import Dataset as Dataset
+from kdtoolkit.data.splits import Split as Split
+from kdtoolkit.data.splits import choose as choose
+from kdtoolkit.data.splits import noisy_labels as noisy_labels
+from kdtoolkit.data.splits import split as split
+from kdtoolkit.data.tfds import load_tfds as load_tfds

@@ -115,7 +115,8 @@ def _dataset_with_ids(dataset):
 
     spec = dataset.element_spec
     shapes = [leaf.shape for leaf in tf.nest.flatten(spec)]
-    if all(shape.rank and shape[0] is None for shape in shapes):
+    # A lone input of unknown size may well be an image; labels of unknown length are a batch.
+    if len(shapes) > 1 and all(shape.rank and shape[0] is None for shape in shapes):
         raise ValueError(
             "`with_ids` numbers single examples, but every part of the dataset has a leading axis "
             f"of unknown length, as batches have. Call it before `.batch()`. Received: {spec}"

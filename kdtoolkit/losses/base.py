@@ -28,8 +28,28 @@ def needs_of(function):
     return tuple(p.name for p in extra if p.name in CONTEXT)
 
 
+class PerExampleLoss(keras.losses.Loss):
+    """Refuses masks and weights per position, which Keras would broadcast against the examples."""
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        # Keras has no public reader of a tensor's mask.
+        mask = getattr(y_pred, "_keras_mask", None)
+        for what, given in (
+            ("the mask of the student's output", mask),
+            ("sample_weight", sample_weight),
+        ):
+            shape = tuple(getattr(given, "shape", ()))
+            if shape[1:] not in ((), (1,), (None,)):
+                raise ValueError(
+                    f"'{self.name}' has one value per example, so {what} must have the shape "
+                    f"(batch,). Received: shape {shape}. Weight whole examples, or reshape both "
+                    "outputs to (batch * positions, classes), so that a position is an example."
+                )
+        return super().__call__(y_true, y_pred, sample_weight)
+
+
 @public
-class TransferLoss(keras.losses.Loss):
+class TransferLoss(PerExampleLoss):
     """Base class of the losses that carry knowledge from a source to a student.
 
     A subclass writes one method, `values`, and inherits reduction, sample weights, masks and the
@@ -98,9 +118,19 @@ class TransferLoss(keras.losses.Loss):
         held = [v.state if isinstance(v, seeds) else v for v in vars(self).values()]
         return [v for v in held if isinstance(v, keras.Variable)]
 
+    def checked_values(self, source, student, **context):
+        """`values`, refused unless they are one per example."""
+        values = self.values(source, student, **context)
+        if len(values.shape) != 1:
+            raise ValueError(
+                f"'{self.name}' must return one value per example, shape (batch,). "
+                f"Received: shape {tuple(values.shape)}. Take the mean over the other axes."
+            )
+        return values
+
     def call(self, y_true, y_pred):
         if not self.needs:
-            return self.values(y_true, y_pred)
+            return self.checked_values(y_true, y_pred)
         if not isinstance(y_true, dict) or "source" not in y_true:
             raise ValueError(
                 f"{type(self).__name__} needs {self.needs} beside the source. Expected "
@@ -108,7 +138,7 @@ class TransferLoss(keras.losses.Loss):
                 f"Received: {type(y_true).__name__}"
             )
         context = {name: y_true[name] for name in self.needs if name in y_true}
-        return self.values(y_true["source"], y_pred, **context)
+        return self.checked_values(y_true["source"], y_pred, **context)
 
     def get_config(self):
         scalars = inspect.getmembers(type(self), lambda member: isinstance(member, Scalar))
@@ -119,7 +149,7 @@ class TransferLoss(keras.losses.Loss):
         }
 
 
-class BoundLoss(keras.losses.Loss):
+class BoundLoss(PerExampleLoss):
     """A loss with its context filled in: lets Keras reduce and weight what `values` returns.
 
     Context doesn't go through `Loss.__call__`, because that casts everything to the loss's dtype,
@@ -128,7 +158,7 @@ class BoundLoss(keras.losses.Loss):
 
     def __init__(self, loss, context):
         super().__init__(name=loss.name, reduction=loss.reduction, dtype=loss.dtype)
-        self._values = loss.values
+        self._values = loss.checked_values
         self._context = context
 
     def call(self, y_true, y_pred):
@@ -150,7 +180,8 @@ class FunctionLoss(TransferLoss):
         >>> import keras, kdtoolkit as kd
         >>> def squared(source, student):
         ...     return keras.ops.mean(keras.ops.square(source - student), axis=-1)
-        >>> float(kd.losses.FunctionLoss(squared)([[1.0, 2.0]], [[1.0, 4.0]]))
+        >>> source, student = keras.ops.array([[1.0, 2.0]]), keras.ops.array([[1.0, 4.0]])
+        >>> float(kd.losses.FunctionLoss(squared)(source, student))
         2.0
     """
 

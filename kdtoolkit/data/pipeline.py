@@ -1,0 +1,165 @@
+"""Batches from arrays in memory, shuffled and augmented reproducibly."""
+
+import math
+
+import keras
+import numpy as np
+
+from kdtoolkit.data.augment import Augmentation
+from kdtoolkit.data.keys import with_ids
+
+
+class ArrayPipeline(keras.utils.PyDataset):
+    """Shuffled, augmented batches of arrays, on every backend.
+
+    The order of the examples is a function of `(seed, epoch)`, and the augmentation of an example
+    a function of `(seed, epoch, its row)`, for a given number of examples: in one epoch,
+    `pipeline[i]` is the same batch whenever it is asked for.
+
+    The attribute `epoch` starts at 0, can be assigned, and grows with every pass that Keras makes.
+    Keras reports an end of a pass at the start of `fit` too, so counting alone skips an epoch
+    there. With the callback `FollowEpochs(pipeline)` the epochs are exactly those of `fit`,
+    `initial_epoch` included, and a run that is resumed sees what it would have seen.
+
+    Pass `shuffle=False` to `fit`: the pipeline shuffles the examples by itself, and Keras would
+    put the finished batches in another order of its own. `steps_per_epoch` must be left out.
+
+    Args:
+        x: NumPy array `(examples, ...)`.
+        y: array `(examples, ...)`, or None without labels.
+        batch_size: int >= 1.
+        sample_weight: array `(examples,)`, or None. Needs `y`.
+        augment: an `Augmentation` such as `FlipShift()`, or None.
+        shuffle: bool. False keeps the order of the arrays. Defaults to True.
+        seed: int >= 0. Defaults to 0.
+        drop_remainder: bool. True leaves out the last batch if it is smaller, so that all batches
+            have one shape (JAX and `jit_compile` then compile once).
+        example_ids: bool. True gives inputs as `{"inputs": x, "example_id": rows}`, see `with_ids`.
+
+    Raises:
+        ValueError: for arrays of different lengths, a batch size below 1, or no batch at all.
+        TypeError: if `x` is not a NumPy array, or `augment` does not have the two methods.
+
+    Example:
+
+    ```python
+    train = kdtoolkit.data.ArrayPipeline(
+        data.x_train, data.y_train, batch_size=128, augment=kdtoolkit.data.FlipShift(), seed=0
+    )
+    follow = kdtoolkit.data.FollowEpochs(train)
+    model.fit(train, shuffle=False, callbacks=[follow], validation_data=(data.x_val, data.y_val))
+    ```
+    """
+
+    def __init__(
+        self,
+        x,
+        y=None,
+        *,
+        batch_size,
+        sample_weight=None,
+        augment=None,
+        shuffle=True,
+        seed=0,
+        drop_remainder=False,
+        example_ids=False,
+    ):
+        super().__init__()
+        _check(x, y, sample_weight, batch_size, augment)
+        self.x = x
+        self.y = None if y is None else np.asarray(y)
+        self.sample_weight = None if sample_weight is None else np.asarray(sample_weight)
+        self.batch_size = batch_size
+        self.augment = augment
+        self.shuffle = shuffle
+        self.seed = seed
+        self.drop_remainder = drop_remainder
+        self.example_ids = example_ids
+        self.epoch = 0
+        self._plan = (None, None, None)
+        if not len(self):
+            raise ValueError(
+                f"There is no full batch of {batch_size} in {len(x)} examples. "
+                "Use a smaller `batch_size` or `drop_remainder=False`"
+            )
+
+    def __len__(self):
+        batches = len(self.x) / self.batch_size
+        return math.floor(batches) if self.drop_remainder else math.ceil(batches)
+
+    def __getitem__(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError(f"Batch {index} of {len(self)}")
+        order, draws = self._epoch_plan()
+        rows = order[index * self.batch_size : (index + 1) * self.batch_size]
+        x = self.x[rows]
+        if self.augment is not None:
+            x = self.augment.apply(x, draws[rows])
+        if self.example_ids:
+            x = with_ids(x, rows)
+        labels = (part[rows] for part in (self.y, self.sample_weight) if part is not None)
+        return (x, *labels)
+
+    def on_epoch_end(self):
+        self.epoch += 1
+
+    def _epoch_plan(self):
+        """Order and draws of the whole epoch, made once per epoch.
+
+        Draws are made for all rows in the order of the arrays, and not batch by batch, so that
+        they do not depend on the order or on the batch size.
+        """
+        epoch = self.epoch
+        planned, order, draws = self._plan
+        if planned != epoch:
+            count = len(self.x)
+            order = np.arange(count)
+            if self.shuffle:
+                order = np.random.default_rng([self.seed, epoch, 0]).permutation(count)
+            if self.augment is not None:
+                draws = self.augment.draw(np.random.default_rng([self.seed, epoch, 1]), count)
+            # One assignment, so that a reader in another thread never sees half a plan.
+            self._plan = (epoch, order, draws)
+        return order, draws
+
+
+class FollowEpochs(keras.callbacks.Callback):
+    """Gives a pipeline the epoch that `fit` is in, so that a resumed run repeats nothing.
+
+    Args:
+        pipeline: `ArrayPipeline`, the training data of this `fit`.
+
+    Example:
+
+    ```python
+    train = kdtoolkit.data.ArrayPipeline(x, y, batch_size=128)
+    follow = kdtoolkit.data.FollowEpochs(train)
+    model.fit(train, shuffle=False, initial_epoch=3, epochs=5, callbacks=[follow])
+    ```
+    """
+
+    def __init__(self, pipeline):
+        super().__init__()
+        self.pipeline = pipeline
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.pipeline.epoch = epoch
+
+
+def _check(x, y, sample_weight, batch_size, augment):
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"`x` must be one NumPy array. Received: {type(x).__name__}")
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be 1 or more. Received: batch_size={batch_size}")
+    if sample_weight is not None and y is None:
+        raise ValueError("`sample_weight` weighs the loss of labels `y`, but `y` is None.")
+    for name, part in (("y", y), ("sample_weight", sample_weight)):
+        if part is not None and len(part) != len(x):
+            raise ValueError(
+                f"`{name}` must be as long as `x`. Received: {len(part)} and {len(x)} examples"
+            )
+    if augment is not None and not isinstance(augment, Augmentation):
+        raise TypeError(
+            "`augment` must have the methods `draw` and `apply`, as `kdtoolkit.data.FlipShift` "
+            f"has. Received: {type(augment).__name__}. Other Keras layers belong in the model"
+        )

@@ -1,0 +1,37 @@
+"""The maths of the losses: pure functions of `keras.ops`.
+
+Every function takes logits (class scores before the softmax) with the classes on the last axis. A
+loss returns one value per example: logits `(batch, classes)` give `(batch,)`, and logits
+`(batch, ..., classes)`, such as segmentation or token maps, give the mean over the middle axes.
+
+Everything stays in log space. The computation runs at least in float32: float16 and bfloat16 are
+cast up first and the result is float32; float64 stays float64. Nothing is clipped, so a class at
+logit -200 keeps its true gradient, and float16 logits of +-1e4 give finite values and gradients. A
+logit of -inf rules its class out; where both networks rule it out, it adds nothing. (Not in
+`logits_mse` and `standardise`, which need finite scores.)
+
+The gradient flows into both arguments: stop it on the source where the source doesn't learn.
+"""
+
+from kdtoolkit.functional.logits import at_least_float32 as at_least_float32
+from kdtoolkit.functional.logits import check_logits as check_logits
+from kdtoolkit.functional.logits import class_numbers as class_numbers
+from kdtoolkit.functional.logits import confidence_weights as confidence_weights
+from kdtoolkit.functional.logits import label_distribution as label_distribution
+from kdtoolkit.functional.logits import log_probabilities as log_probabilities
+from kdtoolkit.functional.logits import pearson_correlation as pearson_correlation
+from kdtoolkit.functional.logits import per_example as per_example
+from kdtoolkit.functional.logits import permute_non_argmax as permute_non_argmax
+from kdtoolkit.functional.logits import standardise as standardise
+from kdtoolkit.functional.response import (
+    confidence_weighted_cross_entropy as confidence_weighted_cross_entropy,
+)
+from kdtoolkit.functional.response import cross_entropy as cross_entropy
+from kdtoolkit.functional.response import decoupled_kd as decoupled_kd
+from kdtoolkit.functional.response import hard_target_cross_entropy as hard_target_cross_entropy
+from kdtoolkit.functional.response import inter_class_relation as inter_class_relation
+from kdtoolkit.functional.response import intra_class_relation as intra_class_relation
+from kdtoolkit.functional.response import kl_divergence as kl_divergence
+from kdtoolkit.functional.response import logits_mse as logits_mse
+from kdtoolkit.functional.response import mixed_target_cross_entropy as mixed_target_cross_entropy
+from kdtoolkit.functional.response import soft_cross_entropy as soft_cross_entropy
