@@ -53,6 +53,7 @@ PUBLIC = {
     ),
     "Tapped": Settings(lambda: kd.tap(dense(4), ["hidden", "logits:input"])),
     "LogProbabilities": Settings(lambda: kd.logits.LogProbabilities(name="log")),
+    "FlipShift": Settings(lambda: kd.data.FlipShift(flip=False, shift=2, fill="constant", seed=3)),
     "TransferLoss": _loss(kd.losses.TransferLoss),
     "FunctionLoss": _loss(kd.losses.FunctionLoss, function=squared),
     "SoftTargets": _loss(kd.losses.SoftTargets, temperature=2.5, standardise=True),

@@ -75,6 +75,16 @@ def run_with_interpreter(path, x):
     return np.stack(results)
 
 
+def no_conversion(*args, **kwargs):
+    raise RuntimeError("the slow conversion was started")
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """Make every attempt to convert fail with an error that no test expects."""
+    monkeypatch.setattr(pipeline, "to_float", no_conversion)
+
+
 # The files
 
 
@@ -376,6 +386,63 @@ def test_operations_without_a_kernel_are_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_loop_over_dynamic_lists_is_named(tmp_path):
+    def collect(x):
+        # The number of rounds depends on x, so that the list has no fixed length.
+        rounds = tf.cast(tf.reduce_sum(x * 0) + 3, tf.int32)
+        values = tf.TensorArray(tf.float32, size=0, dynamic_size=True)
+        _, values = tf.while_loop(
+            lambda i, _: i < rounds, lambda i, v: (i + 1, v.write(i, x)), [0, values]
+        )
+        return tf.transpose(values.stack(), [1, 0, 2])
+
+    inputs = keras.Input((4,), name="x")
+    model = keras.Model(inputs, layers.Lambda(collect, output_shape=(3, 4))(inputs))
+    with pytest.raises(ValueError, match="dynamic lists.*unroll=True"):
+        export.litert(model, tmp_path / "m.tflite")
+
+
+def test_a_model_that_cannot_be_traced_reports_its_own_error(tmp_path):
+    inputs = keras.Input((4,), name="x")
+    model = keras.Model(inputs, layers.Lambda(lambda x: tf.constant(x.numpy()), (4,))(inputs))
+    with pytest.raises(ValueError, match="(?s)could not be converted .*no attribute 'numpy'"):
+        export.litert(model, tmp_path / "m.tflite")
+
+
+def test_a_file_that_litert_cannot_run_is_an_error(tmp_path):
+    inputs = keras.Input((4,), name="x")
+    # This converts, into a file whose shapes do not fit each other.
+    spectrum = layers.Lambda(lambda x: tf.math.real(tf.signal.fft(tf.cast(x, tf.complex64))), (4,))
+    with pytest.raises(export.ExportMismatchError, match="LiteRT cannot run the float32 file"):
+        export.litert(keras.Model(inputs, spectrum(inputs)), tmp_path / "m.tflite")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_quantiser_cannot_do_names_the_way_out(tmp_path):
+    series = keras.Input((2, 2))
+    model = keras.Model(series, layers.LSTM(2, unroll=True)(series))
+    with pytest.raises(ValueError, match="could not be quantised to 'int8'.*'dynamic'"):
+        export.litert(
+            model, tmp_path / "m.tflite", quantize="int8", representative_data=normal(5, 2, 2)
+        )
+
+
+class WithoutConfig(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(2, dtype="mixed_float16")
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def test_a_half_precision_model_that_cannot_be_copied_names_the_way_out(fast, tmp_path):
+    model = WithoutConfig()
+    model(normal(2, 4))
+    with pytest.raises(ValueError, match=r"set_dtype_policy\('float32'\)"):
+        export.litert(model, tmp_path / "m.tflite")
+
+
 def test_int8_of_a_recurrent_model_names_the_way_out(tmp_path):
     series = keras.Input((3, 2))
     model = keras.Model(series, layers.GRU(2)(series))
@@ -390,16 +457,6 @@ def test_quantising_a_model_without_weights_is_an_error(tmp_path):
     model = keras.Model(inputs, layers.ReLU()(inputs))
     with pytest.raises(ValueError, match="found no weights"):
         export.litert(model, tmp_path / "m.tflite", quantize="dynamic")
-
-
-def no_conversion(*args, **kwargs):
-    raise RuntimeError("the slow conversion was started")
-
-
-@pytest.fixture
-def fast(monkeypatch):
-    """Make every attempt to convert fail with an error that no test expects."""
-    monkeypatch.setattr(pipeline, "to_float", no_conversion)
 
 
 @pytest.mark.parametrize(

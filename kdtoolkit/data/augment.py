@@ -9,6 +9,8 @@ from typing import Protocol, runtime_checkable
 import keras
 import numpy as np
 
+from kdtoolkit.registry import public
+
 
 @runtime_checkable
 class Augmentation(Protocol):
@@ -49,7 +51,7 @@ class Augmentation(Protocol):
         """
 
 
-@keras.saving.register_keras_serializable(package="kdtoolkit")
+@public
 class FlipShift(keras.layers.Layer):
     """Shifts every image by whole pixels and mirrors half of them.
 

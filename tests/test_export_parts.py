@@ -1,0 +1,434 @@
+"""The parts of the export: data, model descriptions, limits, and what reads finished files."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import kdtoolkit.export as export
+from kdtoolkit.export import convert, prepare
+from kdtoolkit.export.examples import TensorInfo, collect, in_batches, random_examples
+from kdtoolkit.export.graph import describe
+from kdtoolkit.export.limits import check_limits
+from kdtoolkit.export.verify import compare_with, reference
+
+pytestmark = [pytest.mark.export, pytest.mark.tensorflow]
+
+layers = keras.layers
+ONE = (TensorInfo("x", (None, 3), "float32"),)
+TWO = (TensorInfo("a", (None, 2), "float32"), TensorInfo("b", (None,), "int32"))
+
+
+def normal(*shape, seed=1):
+    return np.random.default_rng(seed).standard_normal(shape).astype("float32")
+
+
+# Importing
+
+
+def test_importing_the_package_imports_no_converter_and_no_tensorflow():
+    code = (
+        "import sys, kdtoolkit.export; "
+        "print([m for m in ('tensorflow', 'ai_edge_litert', 'ai_edge_quantizer') "
+        "if m in sys.modules])"
+    )
+    root = Path(export.__file__).parents[2]
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "module", ["tensorflow", "ai_edge_litert.interpreter", "ai_edge_quantizer.quantizer"]
+)
+def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch, module):
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, layers.Dense(1)(inputs))
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=r'pip install "kdtoolkit\[export\]"'):
+        export.litert(model, tmp_path / "m.tflite", quantize="dynamic")
+
+
+# Example data
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x: x,
+        lambda x: x.astype("float64"),
+        lambda x: tf.constant(x),
+        lambda x: [x],
+        lambda x: {"x": x, "example_id": np.arange(7)},
+        lambda x: [x[:4], x[4:]],
+        lambda x: ((batch, "label") for batch in (x[:4], x[4:])),
+        lambda x: [({"x": x[:3]}, 0, 1.0), ({"x": x[3:]}, 0, 1.0)],
+        lambda x: tf.data.Dataset.from_tensor_slices((x, np.arange(7))).batch(2),
+    ],
+)
+def test_every_form_of_data_gives_the_same_examples(form):
+    x = normal(7, 3)
+    examples = collect(form(x), ONE, "data", limit=100)
+    assert list(examples) == ["x"] and examples["x"].dtype == np.float32
+    np.testing.assert_array_equal(examples["x"], x)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda a, b: [a, b],
+        lambda a, b: (a, b),
+        lambda a, b: {"b": b, "a": a},
+        lambda a, b: [([a[:2], b[:2]], 0), ([a[2:], b[2:]], 0)],
+        lambda a, b: tf.data.Dataset.from_tensor_slices(((a, b), b)).batch(3),
+    ],
+)
+def test_every_form_of_several_inputs_gives_the_same_examples(form):
+    a, b = normal(5, 2), np.arange(5)
+    examples = collect(form(a, b), TWO, "data", limit=100)
+    np.testing.assert_array_equal(examples["a"], a)
+    np.testing.assert_array_equal(examples["b"], b)
+    assert examples["b"].dtype == np.int32
+
+
+def test_long_arrays_are_thinned_evenly_and_streams_are_cut():
+    x = np.arange(1000.0).reshape(-1, 1) * np.ones(3)
+    kept = collect(x, ONE, "data", limit=5)["x"][:, 0]
+    np.testing.assert_allclose(kept, [0, 250, 500, 749, 999], atol=1)
+
+    def endless():
+        while True:
+            yield x[:4]
+
+    np.testing.assert_array_equal(
+        collect(endless(), ONE, "data", limit=6)["x"][:, 0], [0, 1, 2, 3, 0, 1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "inputs", "error", "message"),
+    [
+        ((normal(2, 3), np.arange(2)), ONE, ValueError, "without labels"),
+        ({"y": normal(2, 3)}, ONE, ValueError, r"lacks the input\(s\) \['x'\]"),
+        ([normal(2, 3), normal(2, 4)], ONE, ValueError, "wrong shape"),
+        (["text"], ONE, TypeError, "Received: str"),
+        (None, ONE, TypeError, "Received: NoneType"),
+        (normal(2, 2), TWO, ValueError, r"must give 2 input\(s\)"),
+        ([normal(2, 2), np.arange(3)], TWO, ValueError, "differ in length"),
+        ([normal(2, 2), np.array([0.5, 1.0])], TWO, ValueError, "wrong dtype for input 'b'"),
+        ([normal(2, 2), np.array([0, 2**40])], TWO, ValueError, "int32 cannot express"),
+        ([np.array([[np.nan, 0]]), np.arange(1)], TWO, ValueError, "NaN or infinity in input 'a'"),
+    ],
+)
+def test_bad_data_is_refused(data, inputs, error, message):
+    with pytest.raises(error, match=message):
+        collect(data, inputs, "data", limit=100)
+
+
+def test_a_list_is_refused_where_only_names_tell_inputs_apart():
+    with pytest.raises(ValueError, match=r"told apart by name: \['a', 'b'\]"):
+        collect([normal(2, 2), np.arange(2)], TWO, "data", limit=100, by_name=True)
+
+
+def test_random_examples_are_seeded_and_fit_their_inputs():
+    inputs = tuple(TensorInfo(d, (1, 50), d) for d in ("float32", "int32", "uint8", "bool"))
+    examples = random_examples(inputs, 4, seed=3)
+    for name, array in examples.items():
+        assert array.shape == (4, 50) and array.dtype == name
+        np.testing.assert_array_equal(array, random_examples(inputs, 4, seed=3)[name])
+    assert set(np.unique(examples["int32"])) == {0, 1}
+    assert examples["uint8"].max() > 200
+
+
+def test_batches_are_filled_and_the_filling_is_dropped():
+    sizes = []
+
+    def double(batch):
+        sizes.append(len(batch["x"]))
+        return {"y": 2 * batch["x"]}
+
+    x = normal(7, 3)
+    np.testing.assert_array_equal(in_batches(double, {"x": x}, 3)["y"], 2 * x)
+    assert sizes == [3, 3, 3]
+
+
+# Descriptions of models
+
+
+def test_names_come_from_keys_then_from_tensors_and_layers():
+    first, second = keras.Input((1,), name="p"), keras.Input((2,), name="o")
+    listed = describe(keras.Model([first, second], layers.Dense(1, name="d")(first)))
+    assert [info.name for info in listed.inputs] == ["p", "o"]
+    assert list(listed.predict({"p": normal(2, 1), "o": normal(2, 2)})) == ["d"]
+    assert not listed.by_name
+
+    named = describe(keras.Model({"p": first, "o": second}, {"k": first, "l": [second, first]}))
+    assert named.by_name
+    x = {"p": normal(2, 1), "o": normal(2, 2)}
+    outputs = named.predict(x)
+    assert sorted(outputs) == ["k", "l", "l_1"]
+    np.testing.assert_array_equal(outputs["l"], x["o"])
+    np.testing.assert_array_equal(outputs["l_1"], x["p"])
+
+
+def test_a_subclassed_model_with_unknown_inputs_is_refused():
+    class Built(keras.Model):
+        def call(self, x):
+            return x
+
+    model = Built()
+    model.built = True
+    with pytest.raises(ValueError, match="inputs of model .* are unknown"):
+        describe(model)
+
+
+# Preparing a model
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"axis": 1},
+        {"axis": [1, 3]},
+        {"axis": -2, "center": False},
+        {"scale": False},
+        {"epsilon": 0.5},
+    ],
+)
+def test_the_rewritten_layer_normalization_computes_the_same(arguments):
+    layer = layers.LayerNormalization(**arguments)
+    x = 3 * normal(4, 5, 6, 7) + 2
+    layer.build(x.shape)
+    layer.set_weights([normal(*weight.shape) for weight in layer.get_weights()])
+    expected, original = layer(x), layers.LayerNormalization.call
+    with prepare.quantizable_layer_normalization():
+        assert layers.LayerNormalization.call is not original
+        actual = layer(x)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    assert layers.LayerNormalization.call is original
+
+
+def test_a_float32_copy_reaches_nested_and_wrapped_layers():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        inputs = keras.Input((4, 2))
+        inner = keras.Model(inputs, layers.MultiHeadAttention(1, 2)(inputs, inputs))
+        model = keras.Model(inputs, layers.Bidirectional(layers.GRU(3))(inner(inputs)))
+        copy = prepare.float32_copy(model)
+        assert keras.config.dtype_policy().name == "mixed_float16"
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert not prepare.uses_float32(model)
+    assert prepare.uses_float32(copy)
+    assert copy.layers[-1].forward_layer.compute_dtype == "float32"
+    x = normal(3, 4, 2)
+    # Computed in float32, which half precision cannot reach.
+    assert copy(x).dtype == "float32" and model(x).dtype == "float16"
+    np.testing.assert_allclose(copy(x), model(x), atol=5e-3)
+    assert prepare.float32_copy(copy) is copy
+
+
+# Limits
+
+
+def comparison(relative=0.0, sqnr=np.inf, maximum=None):
+    maximum = relative if maximum is None else maximum
+    output = export.OutputDifference("y", maximum, maximum / 2, relative, 0.5, sqnr)
+    return export.Comparison(10, (output,))
+
+
+@pytest.mark.parametrize(
+    ("precision", "good", "bad"),
+    [
+        ("float32", {"relative": 9e-5}, {"relative": 1.1e-4}),
+        ("float32", {"relative": 1.0, "maximum": 9e-7}, {"relative": 1.0, "maximum": 2e-6}),
+        ("float16", {"relative": 0.5, "sqnr": 20.1}, {"relative": 0.5, "sqnr": 19.9}),
+        ("dynamic", {"relative": 0.5, "sqnr": 10.1}, {"relative": 0.5, "sqnr": 9.9}),
+        ("int8", {"relative": 0.5, "sqnr": 10.1}, {"relative": 0.5, "sqnr": 9.9}),
+        ("int8", {"relative": 0.009, "sqnr": -5}, {"relative": 0.011, "sqnr": -5}),
+    ],
+)
+def test_limits_divide_files_where_they_say(precision, good, bad):
+    check_limits(comparison(**good), precision)
+    with pytest.raises(export.ExportMismatchError, match=f"The {precision} file disagrees"):
+        check_limits(comparison(**bad), precision)
+
+
+def test_a_tolerance_never_accepts_an_undefined_output():
+    check_limits(comparison(relative=0.2, sqnr=-3), "int8", tolerance=0.2)
+    with pytest.raises(export.ExportMismatchError, match="at most 0.2"):
+        check_limits(comparison(relative=0.21, sqnr=90), "int8", tolerance=0.2)
+
+
+# Finished files
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8,), name="x")
+    # The converter would drop biases of zero.
+    hidden = layers.Dense(64, activation="relu", bias_initializer="ones")(inputs)
+    return keras.Model(inputs, layers.Dense(4, bias_initializer="ones", name="y")(hidden))
+
+
+@pytest.fixture(scope="module")
+def path(model, tmp_path_factory):
+    target = tmp_path_factory.mktemp("export") / "m.tflite"
+    export.litert(model, target)
+    return target
+
+
+def test_a_file_predicts_any_number_of_examples(model, path):
+    runner = export.LiteRTModel(path)
+    assert runner.inputs == (TensorInfo("x", (1, 8), "float32"),)
+    assert runner.outputs == (TensorInfo("y", (1, 4), "float32"),)
+    for count in (1, 2, 9):
+        x = normal(count, 8)
+        np.testing.assert_allclose(runner.predict(x), model(x), atol=1e-5)
+        np.testing.assert_array_equal(runner.predict({"x": x}), runner.predict(x))
+    with pytest.raises(ValueError, match=r"Expected: \(examples, 8\)"):
+        runner.predict(normal(2, 7))
+
+
+def test_comparing_gives_the_numbers_of_the_definition(model, path):
+    x = normal(20, 8)
+    other = keras.models.clone_model(model)
+    other.set_weights([w + 0.2 * normal(*w.shape) for w in model.get_weights()])
+    expected, actual = np.asarray(other(x), "float64"), np.asarray(model(x), "float64")
+    result = export.compare(other, path, x)
+    gap = np.abs(actual - expected)
+    assert result.examples == 20
+    assert result.max_difference == pytest.approx(gap.max(), rel=1e-5)
+    assert result.mean_difference == pytest.approx(gap.mean(), rel=1e-5)
+    assert result.agreement == np.mean(expected.argmax(-1) == actual.argmax(-1)) < 1
+    assert result.sqnr_db == pytest.approx(
+        10 * np.log10(expected.var() / np.mean(gap**2)), abs=1e-4
+    )
+    (output,) = result.outputs
+    assert output.relative_difference == pytest.approx(gap.max() / np.abs(expected).max(), rel=1e-5)
+    stored = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert stored["outputs"][0]["name"] == "y"
+
+
+class Runner:
+    """Stands in for a file with given outputs."""
+
+    def __init__(self, **outputs):
+        self.outputs = tuple(TensorInfo(name, a.shape, "float32") for name, a in outputs.items())
+        self.inputs = (TensorInfo("x", (1,), "float32"),)
+        self.predict_dict = lambda examples: outputs
+
+
+def compared(expected, actual):
+    return compare_with({"y": expected}, Runner(y=actual), {"x": np.zeros(len(expected))})
+
+
+def test_special_values_are_compared_as_they_should():
+    values = np.array([[0.0, -np.inf], [3.0, 1.0]])
+    assert compared(values, values).max_difference == 0
+    assert compared(values, values).sqnr_db == np.inf
+    for bad in (np.nan, np.inf):
+        broken = values.copy()
+        broken[1, 0] = bad
+        result = compared(values, broken)
+        assert result.max_difference == np.inf and result.sqnr_db == -np.inf
+        with pytest.raises(export.ExportMismatchError):
+            check_limits(result, "int8", tolerance=1e9)
+        assert result.to_dict()["outputs"][0]["max_difference"] is None
+    # A file that returns the mean of everything carries no signal.
+    assert compared(values[1:], np.full((1, 2), 2.0)).sqnr_db == pytest.approx(0)
+    constant = np.ones((3, 1))
+    assert compared(constant, 1.5 * constant).outputs[0].relative_difference == 0.5
+    assert compared(constant, constant).agreement is None
+
+
+def test_files_with_other_names_or_shapes_are_refused():
+    one = np.ones((2, 3))
+    with pytest.raises(ValueError, match="other outputs than the model"):
+        compare_with({"y": one, "z": one}, Runner(y=one, w=one), {"x": one})
+    with pytest.raises(ValueError, match="another shape"):
+        compared(one, np.ones((2, 4)))
+    # One output cannot be mistaken for another, whatever its name.
+    assert compare_with({"y": one}, Runner(output_0=one), {"x": one}).max_difference == 0
+
+
+def test_keras_is_run_in_the_batch_size_that_a_model_is_built_for():
+    inputs = keras.Input(batch_shape=(4, 2), name="x")
+    graph = describe(keras.Model(inputs, layers.Dense(1, name="y")(inputs)))
+    sizes = []
+    graph.model.layers[-1].call = lambda x, **_: sizes.append(len(x)) or x
+    assert reference(graph, {"x": normal(6, 2)})["y"].shape == (6, 2)
+    assert sizes == [4, 4]
+
+
+def test_latency_orders_its_numbers(path):
+    result = export.latency(path, num_threads=1, warmup=1, runs=20)
+    assert 0 < result.min_ms <= result.median_ms <= result.p95_ms
+    assert (result.runs, result.num_threads) == (20, 1)
+    assert result.to_dict()["median_ms"] == result.median_ms
+    for arguments, message in (
+        ({"runs": 0}, "`runs` must be at least 1"),
+        ({"warmup": -1}, "`warmup` at least 0"),
+        ({"num_threads": 0}, "`num_threads` must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export.latency(path, **arguments)
+
+
+def test_inspecting_counts_operators_tensors_and_bytes(path):
+    summary = export.inspect(path)
+    assert summary.bytes == path.stat().st_size
+    assert summary.ops == {"FULLY_CONNECTED": 2}
+    # Input, hidden and output, with two kernels and two biases.
+    assert summary.tensor_counts == {"float32": 7}
+    assert summary.tensor_bytes == {"float32": 4 * (8 * 64 + 64 + 64 * 4 + 4)}
+    assert not summary.full_integer
+    assert json.loads(json.dumps(summary.to_dict()))["outputs"][0]["shape"] == [1, 4]
+
+
+def test_four_bit_weights_are_seen_as_such(path, tmp_path):
+    from ai_edge_quantizer import quantizer, recipe
+
+    result = quantizer.Quantizer(str(path), recipe.dynamic_wi4_afp32()).quantize(
+        enable_progress_report=False
+    )
+    small = tmp_path / "four.tflite"
+    small.write_bytes(result.quantized_model)
+    assert export.inspect(small).tensor_bytes["int4"] == (8 * 64 + 64 * 4) // 2
+
+
+@pytest.mark.parametrize("read", [export.LiteRTModel, export.inspect, export.latency])
+def test_broken_and_missing_files_are_refused(path, tmp_path, read):
+    content = path.read_bytes()
+    broken = tmp_path / "broken.tflite"
+    for wrong in (b"", b"not a model at all", content[: len(content) // 2], content[:-1]):
+        broken.write_bytes(wrong)
+        with pytest.raises(ValueError, match=rf"broken.tflite'.*{len(wrong)} bytes"):
+            read(broken)
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "missing.tflite")
+
+
+def test_calibration_keeps_rare_extremes(model, path):
+    x = np.full((50, 8), 0.01, "float32")
+    x[0] = 100
+    calibration = [{"x": row[None]} for row in x]
+    content = convert.to_quantized(path.read_bytes(), "int8", "float32", calibration)
+    file = path.with_name("rare.tflite")
+    file.write_bytes(content)
+    # A moving average over the rows would have forgotten the large one and cut it off.
+    expected, actual = model(x[:1]), export.LiteRTModel(file).predict(x[:1])
+    np.testing.assert_allclose(actual, expected, atol=0.03 * np.abs(expected).max())
