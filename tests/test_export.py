@@ -281,6 +281,13 @@ def test_open_sizes_are_taken_from_the_data(tmp_path):
         export.litert(model, tmp_path / "o.tflite")
     report = export.litert(model, tmp_path / "o.tflite", check_data=normal(2, 7, 5, 1))
     assert report.inputs[0].shape == (1, 7, 5, 1)
+    with pytest.raises(ValueError, match=r"`check_data` has a wrong shape.*\(examples, 6, 5, 1\)"):
+        export.litert(
+            model,
+            tmp_path / "p.tflite",
+            representative_data=normal(2, 6, 5, 1),
+            check_data=normal(2, 7, 5, 1),
+        )
 
 
 # The record

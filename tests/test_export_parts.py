@@ -410,6 +410,21 @@ def test_four_bit_weights_are_seen_as_such(path, tmp_path):
     assert export.inspect(small).tensor_bytes["int4"] == (8 * 64 + 64 * 4) // 2
 
 
+def test_constants_that_share_a_buffer_count_once(path, tmp_path):
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    content = flatbuffer_utils.read_model(str(path))
+    first, second = (t for t in content.subgraphs[0].tensors if len(t.shape) == 1)
+    first.buffer = second.buffer = max(first.buffer, second.buffer)
+    shared = tmp_path / "shared.tflite"
+    flatbuffer_utils.write_model(content, str(shared))
+    removed = (
+        export.inspect(path).tensor_bytes["float32"]
+        - export.inspect(shared).tensor_bytes["float32"]
+    )
+    assert removed in (4 * 64, 4 * 4)
+
+
 @pytest.mark.parametrize("read", [export.LiteRTModel, export.inspect, export.latency])
 def test_broken_and_missing_files_are_refused(path, tmp_path, read):
     content = path.read_bytes()

@@ -76,6 +76,8 @@ def litert(
         ExportMismatchError: If the file disagrees with Keras.
         FileExistsError: If there is a file at `path` and `overwrite` is `False`.
         FileNotFoundError: If the directory of `path` does not exist.
+        IsADirectoryError: If `path` is a directory.
+        PermissionError: If the directory of `path` cannot be written to.
         ImportError: If LiteRT is not installed.
         TypeError: If `model` is not a Keras model, or data has an unknown form.
         ValueError: If an argument, the data or the model does not allow the export.
@@ -94,9 +96,7 @@ def litert(
     _check_packages(quantize)
     with _draft(target) as draft:
         graph = describe(float32_copy(model))
-        calibration, checked = _data(graph, representative_data, check_data)
-        fixed = graph.fixed(batch_size, checked)
-        checked = checked or random_examples(fixed.inputs, _RANDOM_EXAMPLES)
+        fixed, calibration, checked = _data(graph, batch_size, representative_data, check_data)
         check = _Check(draft, reference(replace(graph, model=model), checked), checked, num_threads)
 
         precision = "float32" if uses_float32(model) else "float16"
@@ -209,17 +209,21 @@ def _draft(target):
         draft.unlink(missing_ok=True)
 
 
-def _data(graph, representative_data, check_data):
-    """Return calibration and check examples, `None` where there are none."""
+def _data(graph, batch_size, representative_data, check_data):
+    """Return the graph with all sizes known, the calibration and the check examples."""
     calibration = checked = None
-    arguments = {"inputs": graph.inputs, "by_name": graph.by_name}
     if representative_data is not None:
+        what = "representative_data"
         calibration = collect(
-            representative_data, what="representative_data", limit=MAX_CALIBRATION, **arguments
+            representative_data, graph.inputs, what, MAX_CALIBRATION, graph.by_name
         )
+        # From here on, sizes that the model left open must agree.
+        graph = graph.fixed(batch_size, calibration)
     if check_data is not None:
-        checked = collect(check_data, what="check_data", limit=MAX_CHECKED, **arguments)
-    return calibration, checked or calibration
+        checked = collect(check_data, graph.inputs, "check_data", MAX_CHECKED, graph.by_name)
+    checked = checked or calibration
+    graph = graph.fixed(batch_size, checked)
+    return graph, calibration, checked or random_examples(graph.inputs, _RANDOM_EXAMPLES)
 
 
 def _quantize_file(draft, mode, io, calibration):
