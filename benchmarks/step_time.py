@@ -55,7 +55,9 @@ def by_hand(args, feature):
     sgd.build(student.trainable_variables)
     if feature:
         stage = "stage3"
-        outputs = [keras.Model(m.input, [m.output, m.get_layer(stage).output]) for m in (student, teacher)]
+        outputs = [
+            keras.Model(m.input, [m.output, m.get_layer(stage).output]) for m in (student, teacher)
+        ]
         student_with, teacher_with = outputs
     else:
         student_with, teacher_with = student, teacher
@@ -126,8 +128,8 @@ def variants(args):
         found["keras.distillation, logits"] = lambda: by_keras_distillation(args, False)
         found["keras.distillation, logits + feature"] = lambda: by_keras_distillation(args, True)
     for count in (4, 16):
-        found[f"Distiller, logits, {count} steps per execution"] = (
-            lambda count=count: by_distiller(args, False, steps_per_execution=count)
+        found[f"Distiller, logits, {count} steps per execution"] = lambda count=count: by_distiller(
+            args, False, steps_per_execution=count
         )
     return found
 

@@ -181,7 +181,10 @@ def draw(rows, path):
     sizes = [row.bytes / 1024 for row in files]
     names = [row.name.removeprefix("distilled, ").removesuffix(" file") for row in files]
     bars = right.barh(names[::-1], sizes[::-1], color="#1d9a6c", height=0.55)
-    times = [f" {s:.1f} kB, {1000 * np.median(r.milliseconds):.0f} µs" for s, r in zip(sizes, files, strict=True)]
+    times = [
+        f" {s:.1f} kB, {1000 * np.median(r.milliseconds):.0f} µs"
+        for s, r in zip(sizes, files, strict=True)
+    ]
     right.bar_label(bars, labels=times[::-1])
     right.set_xlim(0, 1.45 * max(sizes))
     right.set_xlabel("file size (kB), and time per image on this processor")

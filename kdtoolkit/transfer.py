@@ -6,7 +6,6 @@ from kdtoolkit.losses.base import BoundLoss, FunctionLoss, TransferLoss
 from kdtoolkit.registry import public
 from kdtoolkit.scalars import Scalar, number
 
-
 #: What to do where a loss asks for something that the data doesn't hold.
 WAYS_OUT = {
     "labels": "labels. Expected data of the form (x, y)",

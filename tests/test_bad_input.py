@@ -8,7 +8,6 @@ from keras import layers, ops
 import kdtoolkit as kd
 from tests.support import CLASSES, FEATURES, arrays, conv, crossentropy, data, dense, fit
 
-pytestmark = pytest.mark.core
 soft = kd.losses.SoftTargets
 
 
@@ -26,6 +25,7 @@ def distiller_of(**kwargs):
     return kd.Distiller(**{"student": dense(8), "teacher": dense(16, 1), **kwargs})
 
 
+@pytest.mark.core
 def test_the_same_object_as_teacher_and_student():
     model = dense(8)
     with pytest.raises(ValueError, match="'student' and 'teacher' are the same model.*clone_model"):
@@ -52,12 +52,14 @@ def test_names_that_cannot_be_used():
         distiller_of(teacher={})
 
 
+@pytest.mark.core
 def test_a_layer_that_does_not_exist():
     edge = kd.Transfer(squared, source_layer="hiden", student_layer="hidden")
     with pytest.raises(ValueError, match="no layer 'hiden'.*Near names: hidden"):
         distiller_of(transfers=[edge])
 
 
+@pytest.mark.core
 def test_class_counts_that_differ():
     with pytest.raises(ValueError, match=r"10.*3|3.*10"):
         distiller_of(teacher=dense(16, 1, classes=10))
@@ -120,6 +122,7 @@ def test_nothing_to_learn_from():
         distiller.compile("sgd")
 
 
+@pytest.mark.core
 def test_a_label_loss_without_labels():
     distiller, (x, _) = distiller_of(), data()
     distiller.compile("sgd", crossentropy())
@@ -156,6 +159,7 @@ def test_a_teacher_with_broken_weights(bad):
         fit(distiller, x, y)
 
 
+@pytest.mark.core
 def test_a_teacher_that_overflows_on_the_data():
     distiller, (x, y) = distiller_of(), data()
     distiller.compile("sgd", crossentropy())

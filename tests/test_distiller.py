@@ -201,7 +201,7 @@ def test_self_distillation_reads_two_places_of_one_network():
     edge = kd.Transfer(
         kd.losses.SoftTargets(), source="student", source_layer="last", student_layer="early"
     )
-    distiller, (x, y) = kd.Distiller(student=student, transfers=[edge]), data()
+    distiller, (x, _) = kd.Distiller(student=student, transfers=[edge]), data()
     distiller.compile("sgd")
     before = student.get_layer("last").get_weights()
     fit(distiller, x)

@@ -22,7 +22,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 NOT_RUN_AT_MOST = 5
 # A fence with another info string would be Python that nobody runs, or a slip of the pen.
 KINDS = {"python", "python no-run", "text", "bash"}
-FENCE = re.compile(r"^```")
+FENCE = re.compile(r"^\s*```")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -42,7 +42,7 @@ def blocks_of(text):
         if not FENCE.match(line):
             continue
         if kind is None:
-            kind, start = line.strip("`").strip(), number
+            kind, start = line.strip().strip("`").strip(), number
         else:
             found.append(Block(kind, start, "\n".join(lines[start : number - 1])))
             kind = None
@@ -62,7 +62,7 @@ def run(path, blocks):
 
 def without_code(text):
     """The prose: links inside code are no links."""
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"^\s*```.*?^\s*```", "", text, flags=re.DOTALL | re.MULTILINE)
     return re.sub(r"`[^`\n]*`", "", prose)
 
 

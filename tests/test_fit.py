@@ -85,7 +85,6 @@ COMPILED = {
 }
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("how", COMPILED)
 def test_any_way_to_compile_trains_the_same_weights(how, from_arrays):
     weights, logs = trained(*data(EXAMPLES), compile_with=COMPILED[how])
@@ -144,7 +143,6 @@ def two_inputs_two_outputs(units, seed):
     return keras.Model({"left": left, "right": right}, outputs)
 
 
-@pytest.mark.core
 def test_several_inputs_and_outputs_train_and_each_output_has_its_own_transfer():
     (x, kind), size = data(EXAMPLES), np.linspace(-1, 1, EXAMPLES, dtype="float32")[:, None]
     edges = [
@@ -164,7 +162,6 @@ def test_several_inputs_and_outputs_train_and_each_output_has_its_own_transfer()
     assert logs["loss"][-1] < logs["loss"][0]
 
 
-@pytest.mark.core
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")
 def test_ids_beside_several_inputs_are_taken_out():
     x, kind = data(EXAMPLES)
@@ -179,7 +176,6 @@ def test_ids_beside_several_inputs_are_taken_out():
     assert np.isfinite(logs["soft_targets"]).all()
 
 
-@pytest.mark.core
 def test_a_network_of_sequences_trains():
     def network(units, seed):
         keras.utils.set_random_seed(seed)

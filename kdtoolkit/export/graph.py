@@ -1,5 +1,6 @@
 """What goes in and out of a Keras model, by name."""
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -145,10 +146,14 @@ def _names(paths, fallbacks):
 
 
 def _unique(names):
+    """Number the names that occur again, so that none hides another in a dict."""
     result = []
     for name in names:
-        count = sum(other == name for other in result)
-        result.append(f"{name}_{count}" if count else name)
+        numbered = (f"{name}_{number}" for number in itertools.count(1))
+        candidates = itertools.chain([name], numbered)
+        result.append(
+            next(c for c in candidates if c not in result and (c == name or c not in names))
+        )
     return result
 
 

@@ -1,5 +1,7 @@
 """When a .tflite file counts as the same model as the Keras one."""
 
+import math
+
 from kdtoolkit.export.verify import Comparison, OutputDifference
 
 FLOAT_TOLERANCE = 1e-4
@@ -24,10 +26,11 @@ class ExportMismatchError(ValueError):
 def check_limits(comparison, precision, tolerance=None):
     """Raise unless every output of a file is close enough to Keras.
 
-    `"float32"` needs `max|file - keras| <= 1e-4 max|keras| + 1e-6`. The other precisions need
+    `"float32"` needs `max|file - keras| <= max(1e-4 max|keras|, 1e-6)`. The other precisions need
     a signal to noise ratio of 20 dB (`"float16"`) or 10 dB (`"dynamic"`, `"int8"`), or a
     largest difference within 1 % of the largest output, which is all that can be asked of
-    outputs that hardly vary. A file with other weights scores about 0 dB.
+    outputs that hardly vary. A file with other weights scores about 0 dB. An infinite or
+    undefined difference never passes.
 
     Args:
         comparison: A `Comparison`.
@@ -43,6 +46,8 @@ def check_limits(comparison, precision, tolerance=None):
 
 
 def _close(output: OutputDifference, precision, tolerance):
+    if not math.isfinite(output.max_difference):
+        return False
     if tolerance is not None:
         return output.relative_difference <= tolerance
     if precision == "float32":
