@@ -110,8 +110,8 @@ def check_weights(name, model):
     for variable in model.weights:
         if not np.all(np.isfinite(keras.ops.convert_to_numpy(variable).astype("float32"))):
             raise ValueError(
-                f"'{name}' ({model.name}) has NaN or infinite values in '{variable.path}', expected "
-                "finite weights. Load the teacher again before training from it."
+                f"'{name}' ({model.name}) has NaN or infinite values in '{variable.path}', "
+                "expected finite weights. Load the teacher again before training from it."
             )
 
 

@@ -297,7 +297,7 @@ class Distiller(KeepsRandomStates, keras.Model):
     def fit(
         self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs
     ):
-        """As `keras.Model.fit`. Looks at the sources' outputs on the first examples before training.
+        """As `keras.Model.fit`, after a look at what the networks return for a few examples.
 
         Raises:
             ValueError: a source returns NaN, or probabilities where a loss expects logits.
