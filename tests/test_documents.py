@@ -20,8 +20,8 @@ pytestmark = pytest.mark.tensorflow
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 NOT_RUN_AT_MOST = 5
-# A fence with another info string would be Python that nobody runs, or a slip of the pen.
-KINDS = {"python", "python no-run", "text", "bash"}
+# A fence with another info string, such as "py", would be Python that nobody runs.
+KINDS = {"python", "python no-run", "text", "bash", ""}
 FENCE = re.compile(r"^\s*```")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
