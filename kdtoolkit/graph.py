@@ -5,7 +5,7 @@ from keras import ops
 
 from kdtoolkit import checks, wiring
 from kdtoolkit.steps import whole
-from kdtoolkit.taps import Probe, Taps, spec_of
+from kdtoolkit.taps import Taps, output_spec, spec_of
 
 
 class TransferGraph(keras.layers.Layer):
@@ -99,8 +99,9 @@ class TransferGraph(keras.layers.Layer):
 
     def _connect(self, forward, specs):
         """Learn the shapes that the edges read, check them, build the transfers' own layers."""
-        probe = Probe(lambda inputs: {name: forward(name, x) for name, x in inputs.items()})
-        views = probe.compute_output_spec(specs)
+        views = output_spec(
+            lambda inputs: {name: forward(name, x) for name, x in inputs.items()}, specs
+        )
         for edge in self.edges:
             shapes = [
                 [tuple(tensor.shape) for tensor in self._read(views, *end)] for end in edge.ends

@@ -151,7 +151,7 @@ class Taps:
         """The layers of the paths that name one; the other paths may be keys of the output."""
         if not self.model.built and self._missing():
             # Layers that `build` creates don't exist before the first call: trace one aside.
-            Probe(self.model).compute_output_spec(spec_of(inputs))
+            output_spec(self.model, spec_of(inputs))
         return {path: layer for path in self.paths if (layer := self._find(path)) is not None}
 
     def _missing(self):
@@ -169,19 +169,33 @@ class Taps:
         return calls[0][0 if path.endswith(":input") else 1]
 
 
-class Probe(keras.layers.Layer):
-    """Calls a function of networks on symbolic tensors, aside, for what it returns.
-
-    `Probe(function).compute_output_spec(spec)` builds the networks where they aren't, and changes
-    nothing else in them.
-    """
-
+class _Probe(keras.layers.Layer):
     def __init__(self, function):
         super().__init__(dtype="float32", autocast=False)
         self.function = function
+        self.error = None
 
     def call(self, inputs):
-        return self.function(inputs)
+        try:
+            return self.function(inputs)
+        except Exception as error:
+            self.error = error
+            raise
+
+
+def output_spec(function, spec):
+    """What a function of networks returns for symbolic tensors, computed aside.
+
+    Networks that aren't built yet are built; nothing else in them changes.
+    """
+    probe = _Probe(function)
+    try:
+        return probe.compute_output_spec(spec)
+    except Exception:
+        if probe.error is None:
+            raise
+        # Keras wraps what goes wrong in a page about the probe.
+        raise probe.error from None
 
 
 def spec_of(tensors):

@@ -37,6 +37,7 @@ def _as_paths(value, name):
 
 def _default_name(loss):
     name = loss.function.__name__ if isinstance(loss, FunctionLoss) else type(loss).__name__
+    name = "function" if name == "<lambda>" else name
     # "DIST" stays one word, "SoftTargets" becomes two.
     starts = [
         i > 0 and c.isupper() and (not name[i - 1].isupper() or name[i + 1 : i + 2].islower())

@@ -95,7 +95,8 @@ def describe(model):
     if not leaves:
         raise ValueError(
             f"The inputs of model '{model.name}' are unknown. Expected a model that was called "
-            "once. Call it on one batch of data before the export."
+            "once. Call it on one batch of data before the export; of a distiller, export "
+            "`distiller.student`."
         )
     names = ["inputs"] if len(leaves) == 1 else [f"input_{i}" for i in range(len(leaves))]
     names = [leaf.name or name for (_, leaf), name in zip(leaves, names, strict=True)]
