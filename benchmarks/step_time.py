@@ -2,10 +2,12 @@
 
     python benchmarks/step_time.py                       # ResNet-56 -> ResNet-20, 32x32, batch 64
     python benchmarks/step_time.py --rounds 10 --out benchmarks/results
+    python benchmarks/step_time.py --variants "hand-written, logits" "Distiller, logits"
 
 Every variant runs `--steps` steps in turn, round after round, in one process, and the table gives
 the median over the rounds of the ratio to the hand-written step of the same round: what else the
-machine does hits all of them alike. Memory is measured in processes of their own.
+machine does hits all of them alike. A round of `fit` includes what Keras does once per call, so
+short rounds make the step look slower than it is. Memory is measured in processes of their own.
 
 Needs the TensorFlow backend: the hand-written step is a `tf.function`.
 """
@@ -14,7 +16,6 @@ import argparse
 import csv
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -150,6 +151,8 @@ def timed(run, data):
 def measure(args):
     runs, rows = {}, {}
     for name, make in variants(args).items():
+        if not any(part in name for part in args.variants):
+            continue
         runs[name] = make()
         first = timed(runs[name], batches(args, 1))
         rows[name] = {"variant": name, "first_step_s": first, "rounds": []}
@@ -161,6 +164,12 @@ def measure(args):
             rows[name]["rounds"].append(timed(run, batches(args, args.steps)) / args.steps)
         print(f"round {index + 1} of {args.rounds}", flush=True)
     return rows
+
+
+def peak_resident_mb():
+    """This process's own peak; `getrusage` would count the parent's before it started this."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def peak_memory(name, args):
@@ -197,8 +206,9 @@ def main():
     parser.add_argument("--student", type=int, default=20, help="depth of the student")
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=16, help="steps per round")
+    parser.add_argument("--steps", type=int, default=40, help="steps per round")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--variants", nargs="+", default=[""], help="only names with one of these")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--only", help="run one variant and print the peak memory in MB")
     parser.add_argument("--out", type=pathlib.Path, help="folder for step_time.csv")
@@ -206,7 +216,7 @@ def main():
     if args.only:
         run = variants(args)[args.only]()
         run(batches(args, args.steps))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(peak_resident_mb())
         return
     table = summarise(measure(args), args)
     for row in table:

@@ -17,7 +17,8 @@ def load(name):
     return module
 
 
-def test_the_quickstart_ends_in_a_table_a_picture_and_four_files(tmp_path, capsys):
+def test_the_quickstart_ends_in_a_table_a_picture_and_four_files(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     load("quickstart").main(["--seeds", "1", "--steps", "24", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     for row in ("large network", "small, alone", "small, distilled on all", "full int8 file"):
