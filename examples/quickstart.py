@@ -91,7 +91,7 @@ def trained(data, seed, steps):
 def accuracy(network, data):
     """Share of the test digits that are read right, by a Keras model or a `.tflite` file."""
     if isinstance(network, keras.Model):
-        logits = network.predict(data.x_test, batch_size=512, verbose=0)
+        logits = keras.ops.convert_to_numpy(network(data.x_test, training=False))
     else:
         logits = network.predict(data.x_test)
     return float(np.mean(np.argmax(logits, axis=-1) == data.y_test))
