@@ -5,6 +5,7 @@ from kdtoolkit import export as export
 from kdtoolkit import functional as functional
 from kdtoolkit import losses as losses
 from kdtoolkit import models as models
+from kdtoolkit import sources as sources
 from kdtoolkit.distiller import Distiller as Distiller
 from kdtoolkit.logits import as_logits as as_logits
 from kdtoolkit.taps import tap as tap

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from kdtoolkit.data.keys import strip
+from kdtoolkit.progress import TeacherPolicy
 
 PROBABILITIES = (
     "returns probabilities, but this loss expects logits (class scores before the softmax). Build "
@@ -142,12 +143,40 @@ def check_sources(graph, x):
         ValueError: a teacher has broken weights or returns NaN, or a network returns probabilities
             where logits are expected.
     """
-    for name in graph.teacher_names:
-        check_weights(name, graph.node(name))
+    teachers = [name for name in graph.teacher_names if name in graph.networks]
+    for name in teachers:
+        check_weights(name, graph.network(name))
     batch = first_batch(x)
     if batch is None:
         return
     inputs, _ = strip(batch)
-    for name in dict.fromkeys([*graph.teacher_names, *graph.logit_nodes]):
+    for name in dict.fromkeys([*teachers, *graph.logit_nodes]):
         output = graph.forward(name, inputs)["output"]
         check_values(name, output, wants_logits=name in graph.logit_nodes)
+
+
+def one_per_example(sample_weight):
+    """`sample_weight`, refused unless it is one tensor for all outputs."""
+    if isinstance(sample_weight, dict | list | tuple):
+        raise ValueError(
+            "Transfers take one weight per example, for all outputs. Expected `sample_weight` as "
+            f"an array of shape (examples,). Received: a {type(sample_weight).__name__}"
+        )
+    return sample_weight
+
+
+def check_policies(sources, callbacks):
+    """Raise a ValueError if sources wait for a callback that isn't there.
+
+    Args:
+        sources: `{name: Source}`.
+        callbacks: list of callbacks given to `fit`.
+    """
+    waiting = [name for name, source in sources.items() if source.commits]
+    if waiting and not any(isinstance(c, TeacherPolicy) for c in callbacks):
+        raise ValueError(
+            f"The sources {waiting} wait for a callback that tells them when to take over what "
+            "they saw. Expected `kd.callbacks.BestTeacher()` (needs validation data) or "
+            "`kd.callbacks.PeriodicTeacher()` among the callbacks of `fit`. Received: "
+            f"callbacks={[type(c).__name__ for c in callbacks]}"
+        )

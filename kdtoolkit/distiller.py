@@ -6,9 +6,10 @@ from keras import ops
 from kdtoolkit import checks, compiling, scalars, steps, wiring
 from kdtoolkit.data.keys import strip
 from kdtoolkit.graph import TransferGraph
-from kdtoolkit.progress import with_progress
+from kdtoolkit.progress import listed, with_progress
 from kdtoolkit.registry import public
 from kdtoolkit.saving import KeepsRandomStates
+from kdtoolkit.sources.numbering import with_example_ids
 from kdtoolkit.steps import Stage
 
 
@@ -35,7 +36,8 @@ class Distiller(KeepsRandomStates, keras.Model):
     Args:
         student: the `keras.Model` that learns, or a dict `{name: model}` of several.
         teacher: the `keras.Model` that teaches, a dict `{name: model}` of several, or `None`.
-            Teachers keep their `trainable` flags and never change.
+            Teachers keep their `trainable` flags and never change. A `kd.sources.Source` teaches
+            what the student said or was before.
         transfers: list of `kd.Transfer`. Defaults to Hinton's distillation from each teacher:
             `SoftTargets(temperature=4.0)` with weights that sum to 0.9.
         label_weight: factor of the label loss, >= 0. Defaults to 0.1 with the default transfers,
@@ -128,6 +130,16 @@ class Distiller(KeepsRandomStates, keras.Model):
         return list(self.graph.transfers)
 
     @property
+    def sources(self):
+        """The teachers that are no plain networks, `{name: kd.sources.Source}`."""
+        return {name: self.graph.node(name) for name in self.graph.source_names}
+
+    @property
+    def learned_variables(self):
+        """All that training changes in the networks: students' weights, losses' own layers'."""
+        return self.graph.learned_variables
+
+    @property
     def trainable_weights(self):
         return self.graph.trained_weights if self.trainable else []
 
@@ -199,12 +211,13 @@ class Distiller(KeepsRandomStates, keras.Model):
             inputs, example_id = strip(x)
             context = {
                 "labels": y,
-                "sample_weight": _one_per_example(sample_weight),
+                "sample_weight": checks.one_per_example(sample_weight),
                 "example_id": example_id,
                 "epoch": ops.convert_to_tensor(self.epoch),
                 "progress": ops.convert_to_tensor(self.progress),
             }
-            total += self.graph.losses_of(inputs, y_pred, context)
+            training = steps.stage() is Stage.TRAIN
+            total += self.graph.losses_of(inputs, y_pred, context, training)
         return ops.sum(ops.stack([ops.cast(loss, keras.config.floatx()) for loss in total]))
 
     def _label_loss(self, x, y, outputs, sample_weight, training):
@@ -299,9 +312,15 @@ class Distiller(KeepsRandomStates, keras.Model):
     ):
         """As `keras.Model.fit`, after a look at what the networks return for a few examples.
 
+        Where a source needs example ids, arrays get them by themselves.
+
         Raises:
-            ValueError: a source returns NaN, or probabilities where a loss expects logits.
+            ValueError: a teacher returns NaN, or probabilities where a loss expects logits; a
+                source lacks example ids, or the callback that it waits for.
         """
+        checks.check_policies(self.sources, listed(callbacks))
+        with steps.placed(self):
+            x = with_example_ids(self.sources.values(), x)
         if not self._checked:
             checks.check_sources(self.graph, x)
             self._checked = True
@@ -351,11 +370,3 @@ class Distiller(KeepsRandomStates, keras.Model):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
-
-def _one_per_example(sample_weight):
-    if isinstance(sample_weight, dict | list | tuple):
-        raise ValueError(
-            "Transfers take one weight per example, for all outputs. Expected `sample_weight` as "
-            f"an array of shape (examples,). Received: a {type(sample_weight).__name__}"
-        )
-    return sample_weight

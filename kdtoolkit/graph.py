@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from kdtoolkit import checks, wiring
+from kdtoolkit.sources import Source
 from kdtoolkit.steps import whole
 from kdtoolkit.taps import Taps, output_spec, spec_of
 
@@ -14,7 +15,7 @@ class TransferGraph(keras.layers.Layer):
     A layer, so that Keras tracks and saves what is inside. It is never called as one.
 
     Args:
-        students, teachers: `{name: keras.Model}`.
+        students, teachers: `{name: keras.Model}`; teachers may be `kd.sources.Source`s too.
         transfers: list of `kd.Transfer`.
         preprocess: `{node name: layer}`, what makes a node's input from the batch's.
 
@@ -27,6 +28,8 @@ class TransferGraph(keras.layers.Layer):
         wiring.check_nodes(students, teachers)
         self.student_names = list(students)
         self.teacher_names = list(teachers)
+        self.source_names = [n for n, node in teachers.items() if isinstance(node, Source)]
+        self._followed = wiring.followed({n: teachers[n] for n in self.source_names}, students)
         # One attribute each: PyTorch finds parameters in attributes only, not in dicts.
         for name, model in {**students, **teachers}.items():
             setattr(self, f"node_{name}", model)
@@ -41,8 +44,19 @@ class TransferGraph(keras.layers.Layer):
         self._check_networks()
 
     def node(self, name):
-        """The network of a node."""
+        """The model or source of a node."""
         return getattr(self, f"node_{name}")
+
+    def network(self, name):
+        """The network of a node, None for a source without one."""
+        node = self.node(name)
+        return node.network if isinstance(node, Source) else node
+
+    @property
+    def networks(self):
+        """`{name: network}` of all nodes that have one."""
+        names = [*self.student_names, *self.teacher_names]
+        return {n: network for n in names if (network := self.network(n)) is not None}
 
     def preprocess(self, name):
         """The layer that makes this node's input, or None."""
@@ -60,6 +74,16 @@ class TransferGraph(keras.layers.Layer):
             found.update((id(v), v) for v in part.trainable_weights)
         return list(found.values())
 
+    @property
+    def learned_variables(self):
+        """All weights of the students, BatchNorm's statistics too, and of the losses' layers."""
+        found = {}
+        for name in self.student_names:
+            found.update((id(v), v) for v in self.node(name).weights)
+        for transfer in self.transfers:
+            found.update((id(v), v) for layer in transfer.own_layers for v in layer.weights)
+        return list(found.values())
+
     # Checks before the first step ------------------------------------------------------------
 
     def _check_preprocess(self, name, layer):
@@ -75,10 +99,17 @@ class TransferGraph(keras.layers.Layer):
         for edge in self.edges:
             for name, found in edge.ends:
                 paths[name] += [path for path in found if path is not None]
-        return {name: Taps(self.node(name), found) for name, found in paths.items()}
+        networks = self.networks
+        for name in paths.keys() - networks.keys():
+            if paths[name]:
+                raise ValueError(
+                    f"Source '{name}' holds outputs and has no layers. Expected a transfer with "
+                    f"source_layer=None. Received: source_layer={paths[name]}"
+                )
+        return {name: Taps(network, paths[name]) for name, network in networks.items()}
 
     def _check_networks(self):
-        nodes = {name: self.node(name) for name in self._taps}
+        nodes = self.networks
         checks.check_input_shapes(nodes, self.preprocessed)
         for name in self.logit_nodes:
             checks.check_logits(name, nodes[name])
@@ -88,9 +119,9 @@ class TransferGraph(keras.layers.Layer):
 
     @property
     def logit_nodes(self):
-        """Names of the nodes whose output some transfer reads as logits."""
+        """Names of the networks whose output some transfer reads as logits."""
         ends = [end for e in self.edges if e.transfer.reads_logits for end in e.ends]
-        return sorted({name for name, paths in ends if None in paths})
+        return sorted({name for name, paths in ends if None in paths and name in self._taps})
 
     def connect(self, x):
         """Connect networks whose shapes only the first batch tells (subclassed models)."""
@@ -102,6 +133,10 @@ class TransferGraph(keras.layers.Layer):
         views = output_spec(
             lambda inputs: {name: forward(name, x) for name, x in inputs.items()}, specs
         )
+        for name, student in self._followed.items():
+            output = views[student]["output"]
+            self.node(name).connect(self.node(student), output)
+            views.setdefault(name, {"output": output, "taps": {}})
         for edge in self.edges:
             shapes = [
                 [tuple(tensor.shape) for tensor in self._read(views, *end)] for end in edge.ends
@@ -130,23 +165,42 @@ class TransferGraph(keras.layers.Layer):
             )
         return [output if path is None else views[name]["taps"][path] for path in paths]
 
-    def losses_of(self, x, views, context):
+    def losses_of(self, x, views, context, training):
         """The weighted losses of all edges for one batch, as scalars; updates the trackers.
 
         Args:
             x: the batch's input, without example ids.
             views: the students' views.
             context: what losses may ask for, see `TransferLoss`.
+            training: whether sources see this batch. They say nothing of other data than they
+                were trained with, so transfers from memories are left out where it's False.
         """
-        teachers = sorted({edge.source for edge in self.edges} - set(self.student_names))
-        views = {**views, **{name: self.forward(name, x) for name in teachers}}
-        weight = context["sample_weight"]
-        batch_size = ops.shape(keras.tree.flatten(x)[0])[0]
-        losses = []
-        for edge, tracker in zip(self.edges, self.trackers, strict=True):
-            source, student = (self._read(views, *end) for end in edge.ends)
-            source = keras.tree.map_structure(ops.stop_gradient, source)
-            value = edge.transfer.value(source, student, weight, context)
-            tracker.update_state(whole(value), sample_weight=batch_size)
-            losses.append(value * ops.cast(edge.transfer.weight, value.dtype))
+        edges = [e for e in self.edges if training or e.source in self._taps]
+        sources = self.source_names if training else []
+        for name in sources:
+            self.node(name).update()
+        teachers = sorted({edge.source for edge in edges} - set(self.student_names))
+        views = {**views, **{name: self._taught(name, x, views, context) for name in teachers}}
+        losses = [self._loss_of(edge, x, views, context) for edge in edges]
+        for name in sources:
+            self.node(name).observe(self._said(name, views), context)
         return losses
+
+    def _taught(self, name, x, views, context):
+        """What a teacher says: a network's view, or what a source holds."""
+        if name not in self.source_names:
+            return self.forward(name, x)
+        said = self._said(name, views)
+        return self.node(name).read(lambda: self.forward(name, x), said, context)
+
+    def _said(self, source, views):
+        return ops.stop_gradient(views[self._followed[source]]["output"])
+
+    def _loss_of(self, edge, x, views, context):
+        source, student = (self._read(views, *end) for end in edge.ends)
+        source = keras.tree.map_structure(ops.stop_gradient, source)
+        value = edge.transfer.value(source, student, context["sample_weight"], context)
+        batch_size = ops.shape(keras.tree.flatten(x)[0])[0]
+        tracker = self.trackers[self.edges.index(edge)]
+        tracker.update_state(whole(value), sample_weight=batch_size)
+        return value * ops.cast(edge.transfer.weight, value.dtype)

@@ -1,4 +1,4 @@
-"""Tells the losses how far training is."""
+"""Callbacks that `fit` knows of: how far training is, and who decides when sources learn."""
 
 import keras
 
@@ -11,13 +11,22 @@ class Progress(keras.callbacks.Callback):
         self.model.progress.assign(epoch / self.params["epochs"])
 
 
+class TeacherPolicy(keras.callbacks.Callback):
+    """Base class of the callbacks that decide when a source takes over what it saw."""
+
+
+def listed(callbacks):
+    """`callbacks` as given to `fit`, as a list."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        return list(callbacks.callbacks)
+    if callbacks is None:
+        return []
+    return list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
+
+
 def with_progress(callbacks):
     """`callbacks` as given to `fit`, with a `Progress` first, so that others see its values."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks.append(Progress())
         return callbacks
-    if callbacks is None:
-        return [Progress()]
-    return (
-        [Progress(), *callbacks] if isinstance(callbacks, list | tuple) else [Progress(), callbacks]
-    )
+    return [Progress(), *listed(callbacks)]

@@ -61,3 +61,58 @@ def whole(value):
     """Undo `share` on a loss, for logging."""
     count = replicas()
     return value if count == 1 else value * count
+
+
+# Tables of one row per example. Keras would copy the whole table to change a few rows of it, or to
+# read them; TensorFlow changes and reads rows in place, and XLA does so by itself.
+
+
+def read_rows(table, rows):
+    """The rows of a variable `(examples, ...)` that an int tensor `(batch,)` names."""
+    if keras.backend.backend() != "tensorflow":
+        return keras.ops.take(table, rows, axis=0)
+    import tensorflow as tf
+
+    return tf.gather(table.value, rows)
+
+
+def write_rows(table, rows, values):
+    """Change those rows of a variable, on this replica alone."""
+    if keras.backend.backend() != "tensorflow":
+        table.assign(keras.ops.scatter_update(table, rows[:, None], values))
+        return
+    import tensorflow as tf
+
+    table.value.scatter_update(tf.IndexedSlices(values, rows))
+
+
+def check_rows(rows, examples, message):
+    """Stop the step if a row isn't in a table of this length.
+
+    On TensorFlow only, and not under XLA: elsewhere a step can't raise. Returns rows that are safe
+    to use there.
+    """
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        inside = tf.reduce_all((rows >= 0) & (rows < examples))
+        with tf.control_dependencies([tf.debugging.Assert(inside, [message])]):
+            rows = tf.identity(rows)
+    return keras.ops.clip(rows, 0, examples - 1)
+
+
+def copies(variable):
+    """A variable's value on each replica of this process, read between steps."""
+    value = variable.value
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if isinstance(value, tf.distribute.DistributedValues):
+            return [keras.ops.convert_to_tensor(copy) for copy in value.values]
+    return [keras.ops.convert_to_tensor(value)]
+
+
+def placed(model):
+    """The context in which new variables come to lie where the model's are."""
+    strategy = getattr(model, "distribute_strategy", None)
+    return contextlib.nullcontext() if strategy is None else strategy.scope()

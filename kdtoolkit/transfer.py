@@ -113,6 +113,11 @@ class Transfer(keras.layers.Layer):
         return list(self._student_paths)
 
     @property
+    def own_layers(self):
+        """Layers of the loss, such as projectors: trained, saved, never exported."""
+        return list(self._loss_layers)
+
+    @property
     def reads_logits(self):
         """Whether the loss expects class scores from both networks' outputs."""
         return getattr(self.loss, "reads", "any") == "logits"

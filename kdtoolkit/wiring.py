@@ -5,6 +5,7 @@ import dataclasses
 import keras
 
 from kdtoolkit.losses import SoftTargets
+from kdtoolkit.sources import Source
 from kdtoolkit.transfer import Transfer
 
 
@@ -30,16 +31,17 @@ def name_nodes(given, role):
     """`{name: model}` from one model, a dict of them, or None.
 
     Args:
-        given: a `keras.Model`, a dict from name to model, or `None`.
+        given: a `keras.Model`, a dict from name to model, or `None`. Teachers may be `Source`s.
         role: "student" or "teacher"; the name of a single model.
 
     Raises:
-        TypeError: something that is no Keras model.
+        TypeError: something that is no Keras model, or as a teacher no source either.
         ValueError: an empty dict, or a name that can't be used in logs.
     """
     if given is None:
         return {}
     nodes = given if isinstance(given, dict) else {role: given}
+    kinds = (keras.Model, Source) if role == "teacher" else keras.Model
     if not nodes:
         raise ValueError(f"`{role}` must be a model or a dict of models. Received: an empty dict")
     for name, model in nodes.items():
@@ -47,7 +49,7 @@ def name_nodes(given, role):
             raise ValueError(
                 f"The names in `{role}` must be Python identifiers. Received: {name!r}"
             )
-        if not isinstance(model, keras.Model):
+        if not isinstance(model, kinds):
             raise TypeError(
                 f"`{role}` must be a keras.Model, or a dict {{name: keras.Model}}. "
                 f"Received: {name}={model!r}"
@@ -78,6 +80,23 @@ def check_nodes(students, teachers):
                 "`teacher.set_weights(model.get_weights())`."
             )
         seen[id(model)] = name
+
+
+def followed(sources, students):
+    """`{name of a source: name of the student that it follows}`.
+
+    Raises:
+        ValueError: `follows` names no student, or is left out where there are several.
+    """
+    found, known = {}, list(students)
+    for name, source in sources.items():
+        found[name] = known[0] if source.follows is None and len(known) == 1 else source.follows
+        if found[name] not in known:
+            raise ValueError(
+                f"Source '{name}' must say which student it follows. Expected `follows` as one of "
+                f"{known}. Received: follows={source.follows!r}"
+            )
+    return found
 
 
 def default_transfers(teachers):

@@ -41,7 +41,7 @@ def with_ids(x, ids=None):
     batch["example_id"][:3]  # 0, 1, 2
     ```
     """
-    if _is_tf_dataset(x):
+    if is_tf_dataset(x):
         if ids is not None:
             raise ValueError("A tf.data.Dataset numbers its own elements. Leave `ids` out.")
         return _dataset_with_ids(x)
@@ -104,7 +104,8 @@ def _without_collision(x):
     return x
 
 
-def _is_tf_dataset(x):
+def is_tf_dataset(x):
+    """Whether `x` is a `tf.data.Dataset`, found out without importing TensorFlow."""
     # Whoever holds a dataset has imported TensorFlow, so there is no need to import it here.
     tf = sys.modules.get("tensorflow")
     return tf is not None and isinstance(x, tf.data.Dataset)
