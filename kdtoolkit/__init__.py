@@ -1,5 +1,6 @@
 """kdtoolkit: model compression for Keras 3, from distillation to a checked LiteRT file."""
 
+from kdtoolkit import callbacks as callbacks
 from kdtoolkit import data as data
 from kdtoolkit import export as export
 from kdtoolkit import functional as functional
@@ -8,6 +9,7 @@ from kdtoolkit import models as models
 from kdtoolkit import sources as sources
 from kdtoolkit.distiller import Distiller as Distiller
 from kdtoolkit.logits import as_logits as as_logits
+from kdtoolkit.self_distillation import SelfDistiller as SelfDistiller
 from kdtoolkit.taps import tap as tap
 from kdtoolkit.transfer import Transfer as Transfer
 from kdtoolkit.version import __version__ as __version__

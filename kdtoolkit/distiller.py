@@ -5,7 +5,7 @@ from keras import ops
 
 from kdtoolkit import checks, compiling, scalars, steps, wiring
 from kdtoolkit.data.keys import strip
-from kdtoolkit.graph import TransferGraph
+from kdtoolkit.graph import TransferGraph, context_of
 from kdtoolkit.progress import listed, with_progress
 from kdtoolkit.registry import public
 from kdtoolkit.saving import KeepsRandomStates
@@ -100,6 +100,7 @@ class Distiller(KeepsRandomStates, keras.Model):
         # Whether the data of the last training and of the last evaluation had labels.
         self._labelled = {Stage.TRAIN: True, Stage.EVALUATE: True}
         self._checked = False
+        self._compiled_with = {"loss": None}
         self.built = self.graph.built
 
     # The parts ------------------------------------------------------------------------------
@@ -161,7 +162,8 @@ class Distiller(KeepsRandomStates, keras.Model):
 
     @property
     def _label_free(self):
-        return self.loss is None
+        # Keras keeps the `loss` of an earlier compile() where a later one has none.
+        return self._compiled_with["loss"] is None
 
     # The step -------------------------------------------------------------------------------
     # Keras's own `train_step` and `test_step` call these; they differ between backends, this
@@ -209,13 +211,7 @@ class Distiller(KeepsRandomStates, keras.Model):
             total.append(label_loss)
         if transferring:
             inputs, example_id = strip(x)
-            context = {
-                "labels": y,
-                "sample_weight": checks.one_per_example(sample_weight),
-                "example_id": example_id,
-                "epoch": ops.convert_to_tensor(self.epoch),
-                "progress": ops.convert_to_tensor(self.progress),
-            }
+            context = context_of(y, sample_weight, example_id, self.epoch, self.progress)
             training = steps.stage() is Stage.TRAIN
             total += self.graph.losses_of(inputs, y_pred, context, training)
         return ops.sum(ops.stack([ops.cast(loss, keras.config.floatx()) for loss in total]))
@@ -259,7 +255,7 @@ class Distiller(KeepsRandomStates, keras.Model):
             # Keras's "loss" comes first; the others would need labels.
             compiled = compiled[:1]
         if self._label_free:
-            own = self.graph.trackers
+            own = self.graph.trackers_of(self._phase() is Stage.TRAIN)
         elif self._phase() is Stage.EVALUATE:
             own = []
         results = {}

@@ -9,6 +9,17 @@ from kdtoolkit.steps import whole
 from kdtoolkit.taps import Taps, output_spec, spec_of
 
 
+def context_of(labels, sample_weight, example_id, epoch, progress):
+    """What losses and sources may ask for beside the networks' outputs, by name."""
+    return {
+        "labels": labels,
+        "sample_weight": checks.one_per_example(sample_weight),
+        "example_id": example_id,
+        "epoch": ops.convert_to_tensor(epoch),
+        "progress": ops.convert_to_tensor(progress),
+    }
+
+
 class TransferGraph(keras.layers.Layer):
     """Holds the networks and transfers of a distiller, and computes the transfers' losses.
 
@@ -144,6 +155,16 @@ class TransferGraph(keras.layers.Layer):
             edge.transfer.connect(*shapes)
         self.built = True
 
+    def active_edges(self, training):
+        """The edges of a step. Memories know training data only, so `evaluate` leaves theirs out."""
+        return [e for e in self.edges if training or e.source in self._taps]
+
+    def trackers_of(self, training):
+        """The logged means of `active_edges`."""
+        active = self.active_edges(training)
+        pairs = zip(self.edges, self.trackers, strict=True)
+        return [tracker for edge, tracker in pairs if edge in active]
+
     # One pass --------------------------------------------------------------------------------
 
     def _raw(self, name, x, training=False):
@@ -172,10 +193,9 @@ class TransferGraph(keras.layers.Layer):
             x: the batch's input, without example ids.
             views: the students' views.
             context: what losses may ask for, see `TransferLoss`.
-            training: whether sources see this batch. They say nothing of other data than they
-                were trained with, so transfers from memories are left out where it's False.
+            training: whether sources see this batch, see `active_edges`.
         """
-        edges = [e for e in self.edges if training or e.source in self._taps]
+        edges = self.active_edges(training)
         sources = self.source_names if training else []
         for name in sources:
             self.node(name).update()

@@ -40,6 +40,27 @@ PUBLIC = {
             name="graph_of_three",
         )
     ),
+    "SelfDistiller": Settings(
+        lambda: kd.SelfDistiller(
+            student=dense(4, 0),
+            teacher=dense(8, 1),
+            source=kd.sources.PredictionMemory(examples=7, dtype="float16", name="memory"),
+            teacher_share=0.25,
+            previous_weight=3.0,
+            normalise=True,
+            temperature=2.5,
+            name="self",
+        )
+    ),
+    "PredictionMemory": Settings(
+        lambda: kd.sources.PredictionMemory(9, "float16", 0.6, "a", "student", name="memory")
+    ),
+    "LastPredictions": Settings(
+        lambda: kd.sources.LastPredictions(3, 9, "float16", "a", "labels", name="last")
+    ),
+    "Snapshot": Settings(
+        lambda: kd.sources.Snapshot(dense(4), 0.5, "a", "student", name="snapshot")
+    ),
     "Transfer": Settings(
         lambda: kd.Transfer(
             kd.losses.SoftTargets(temperature=2.5),

@@ -86,6 +86,23 @@ def test_ids_of_a_tf_dataset_survive_shuffling_and_batching():
     assert seen != sorted(seen) == list(range(10))
 
 
+def test_ids_of_a_tf_dataset_follow_their_examples_into_every_repetition():
+    tf = pytest.importorskip("tensorflow")
+    x, y = numbered_images(10), np.arange(10) + 100
+    dataset = data.with_ids(tf.data.Dataset.from_tensor_slices((x, y)))
+    dataset = dataset.shuffle(10, seed=0).repeat(3).batch(4, drop_remainder=True)
+    seen = []
+    for inputs, labels in dataset:
+        images, ids = data.strip(inputs)
+        np.testing.assert_array_equal(images, x[ids])
+        np.testing.assert_array_equal(labels, y[ids])
+        seen += ids.numpy().tolist()
+    # 30 examples in 7 whole batches: two passes, of different orders, and 8 of the third.
+    first, second, third = seen[:10], seen[10:20], seen[20:]
+    assert sorted(first) == sorted(second) == list(range(10)) and first != second
+    assert len(third) == len(set(third)) == 8
+
+
 def test_unlabelled_and_dict_tf_datasets_get_ids_too():
     tf = pytest.importorskip("tensorflow")
     plain = next(iter(data.with_ids(tf.data.Dataset.range(3))))[0]

@@ -226,6 +226,120 @@ def test_the_last_small_batch_can_be_dropped():
         pipeline[4]
 
 
+# --- overlapping batches -------------------------------------------------------------------------
+
+
+def visits(pipeline):
+    """What each batch holds: its ids and its images."""
+    return [(inputs["example_id"], inputs["inputs"]) for (inputs,) in pipeline]
+
+
+def test_half_of_each_overlapping_batch_repeats_the_batch_before():
+    options = {"batch_size": 6, "seed": 2, "example_ids": True}
+    x = numbered_images(18)
+    order = epoch_order(data.ArrayPipeline(x, **options))
+    pipeline = data.ArrayPipeline(x, overlap=True, **options)
+    batches = visits(pipeline)
+    assert len(pipeline) == len(batches) == 2 * 18 // 6 - 1
+    for (before, _), (after, images) in zip(batches, batches[1:], strict=False):
+        np.testing.assert_array_equal(after[:3], before[3:])
+        np.testing.assert_array_equal(images, x[after])
+    # Without the repeated halves, the batches are the order of an epoch without overlap.
+    new = [batches[0][0], *(ids[3:] for ids, _ in batches[1:])]
+    np.testing.assert_array_equal(np.concatenate(new), order)
+    counts = np.bincount(np.concatenate([ids for ids, _ in batches]), minlength=18)
+    once = np.concatenate([order[:3], order[-3:]])
+    assert (counts[once] == 1).all() and counts.sum() == 6 + 12 * 2
+
+
+def test_the_second_visit_of_an_example_has_an_augmentation_of_its_own():
+    x = numbered_images(40)
+    options = {"batch_size": 10, "augment": data.FlipShift(shift=2), "example_ids": True}
+    plain = images_by_id(data.ArrayPipeline(x, **options))
+    batches = visits(data.ArrayPipeline(x, overlap=True, **options))
+    repeated = []
+    for index, (ids, images) in enumerate(batches):
+        for position, (row, image) in enumerate(zip(ids, images, strict=True)):
+            same = np.array_equal(image, plain[row])
+            if index and position < 5:
+                repeated.append(same)
+            else:
+                assert same
+    # 50 draws agree by chance for 1 of 30 examples.
+    assert len(repeated) == 30 and sum(repeated) < 6
+
+
+def test_the_augmentation_of_a_second_visit_ignores_order_and_batch_size():
+    def second_visits(batch_size, shuffle):
+        pipeline = data.ArrayPipeline(
+            numbered_images(40),
+            batch_size=batch_size,
+            shuffle=shuffle,
+            augment=data.FlipShift(shift=2),
+            example_ids=True,
+            overlap=True,
+        )
+        half = batch_size // 2
+        repeated = [zip(ids[:half], images[:half], strict=True) for ids, images in visits(pipeline)]
+        return {int(row): image for pairs in repeated[1:] for row, image in pairs}
+
+    one, other = second_visits(8, shuffle=True), second_visits(4, shuffle=False)
+    common = one.keys() & other.keys()
+    assert len(common) >= 28
+    for row in common:
+        np.testing.assert_array_equal(one[row], other[row])
+
+
+def test_overlapping_batches_are_a_function_of_seed_and_epoch_in_any_order():
+    def pipeline(seed, epoch):
+        made = data.ArrayPipeline(
+            numbered_images(20),
+            batch_size=4,
+            augment=data.FlipShift(shift=2),
+            seed=seed,
+            overlap=True,
+        )
+        made.epoch = epoch
+        return made
+
+    made = pipeline(0, 3)
+    forward = [batch for (batch,) in made]
+    for index in reversed(range(9)):
+        np.testing.assert_array_equal(made[index][0], forward[index])
+        np.testing.assert_array_equal(pipeline(0, 3)[index][0], forward[index])
+    for other in (pipeline(0, 4), pipeline(1, 3)):
+        assert not np.array_equal(other[1][0], forward[1])
+
+
+@pytest.mark.parametrize("count, sizes", [(16, [6] * 4 + [4]), (17, [6] * 4 + [5]), (5, [5])])
+def test_an_incomplete_overlapping_batch_is_the_last_and_can_be_dropped(count, sizes):
+    options = {"batch_size": 6, "overlap": True}
+    assert [len(batch) for (batch,) in data.ArrayPipeline(numbered_images(count), **options)] == (
+        sizes
+    )
+    if len(sizes) > 1:
+        dropped = data.ArrayPipeline(numbered_images(count), drop_remainder=True, **options)
+        assert [len(batch) for (batch,) in dropped] == [6] * 4
+
+
+def test_labels_and_weights_follow_their_examples_into_the_second_visit():
+    x, y, weights = numbered_images(12), np.arange(12) + 50, np.linspace(0, 1, 12)
+    pipeline = data.ArrayPipeline(
+        x, y, sample_weight=weights, batch_size=4, overlap=True, example_ids=True
+    )
+    for inputs, labels, weight in pipeline:
+        np.testing.assert_array_equal(labels, y[inputs["example_id"]])
+        np.testing.assert_array_equal(weight, weights[inputs["example_id"]])
+
+
+def test_a_pipeline_knows_how_many_examples_its_ids_number():
+    for options in ({}, {"overlap": True}, {"drop_remainder": True}):
+        assert data.ArrayPipeline(numbered_images(11), batch_size=4, **options).examples == 11
+
+
+# --- batches in fit ------------------------------------------------------------------------------
+
+
 def small_model(x):
     layers = [keras.Input(x.shape[1:]), keras.layers.Flatten(), keras.layers.Dense(3)]
     model = keras.Sequential(layers)
@@ -285,6 +399,9 @@ def test_an_augmentation_is_anything_that_draws_and_applies():
         ({"batch_size": 0}, ValueError, "batch_size=0"),
         ({"batch_size": 5, "drop_remainder": True}, ValueError, "no full batch of 5 in 4"),
         ({"x": numbered_images(0)}, ValueError, "in 0 examples"),
+        ({"batch_size": 3, "overlap": True}, ValueError, "even.*batch_size=3"),
+        ({"batch_size": 8, "overlap": True}, ValueError, "no full batch of 8 in 4"),
+        ({"batch_size": 80, "overlap": True, "drop_remainder": True}, ValueError, "of 80 in 4"),
         ({"augment": lambda x: x}, TypeError, "`draw` and `apply`"),
     ],
 )

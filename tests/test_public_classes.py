@@ -54,14 +54,17 @@ ORDER = [
     {"version", "registry", "steps", "saving"},
     {"scalars"},
     {"functional"},
-    {"losses", "taps", "logits", "progress"},
+    {"losses", "taps", "logits", "progress", "sources"},
     {"transfer"},
     {"wiring", "checks", "compiling"},
-    {"graph"},
+    {"graph", "ensemble"},
     {"distiller"},
+    {"callbacks"},
+    {"self_distillation"},
+    {"generations"},
 ]
 # These take plain models and arrays.
-APART = {"data", "export", "models"}
+APART = {"data", "evaluation", "export", "models"}
 MAY_IMPORT_A_BACKEND = {"steps", "export", "data"}
 
 

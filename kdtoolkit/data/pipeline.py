@@ -16,6 +16,16 @@ class ArrayPipeline(keras.utils.PyDataset):
     a function of `(seed, epoch, its row)`, for a given number of examples: in one epoch,
     `pipeline[i]` is the same batch whenever it is asked for.
 
+    With `overlap=True` batches are for distillation from the last mini-batch (DLB): the first half
+    of a batch is the second half of the batch before, augmented anew, and the second half is new.
+    The examples of the first batch of an epoch are all new; no batch reaches into another epoch.
+    So each example is in two successive batches, except for the first half of the first batch and
+    the second half of the last batch, which come once. An epoch has `2 * examples / batch_size - 1`
+    batches; if the last has fewer new examples than half, `drop_remainder` leaves it out. The order
+    of examples and the augmentation of their first visits are those without overlap; the second
+    visit has draws of its own, a function of the same `(seed, epoch, row)`. Source: Shen et al.,
+    2022, arXiv:2203.16172; the first and the last batch are this library's choice.
+
     The attribute `epoch` starts at 0, can be assigned, and grows with every pass that Keras makes.
     Keras reports an end of a pass at the start of `fit` too, so counting alone skips an epoch
     there. With the callback `FollowEpochs(pipeline)` the epochs are exactly those of `fit`,
@@ -27,7 +37,7 @@ class ArrayPipeline(keras.utils.PyDataset):
     Args:
         x: NumPy array `(examples, ...)`.
         y: array `(examples, ...)`, or None without labels.
-        batch_size: int >= 1.
+        batch_size: int >= 1; even with `overlap`.
         sample_weight: array `(examples,)`, or None. Needs `y`.
         augment: an `Augmentation` such as `FlipShift()`, or None.
         shuffle: bool. False keeps the order of the arrays. Defaults to True.
@@ -35,9 +45,11 @@ class ArrayPipeline(keras.utils.PyDataset):
         drop_remainder: bool. True leaves out the last batch if it is smaller, so that all batches
             have one shape (JAX and `jit_compile` then compile once).
         example_ids: bool. True gives inputs as `{"inputs": x, "example_id": rows}`, see `with_ids`.
+        overlap: bool. True repeats half of each batch in the next one. Defaults to False.
 
     Raises:
-        ValueError: for arrays of different lengths, a batch size below 1, or no batch at all.
+        ValueError: for arrays of different lengths, a batch size below 1, an odd one with
+            `overlap`, or no batch at all.
         TypeError: if `x` is not a NumPy array, or `augment` does not have the two methods.
 
     Example:
@@ -63,9 +75,15 @@ class ArrayPipeline(keras.utils.PyDataset):
         seed=0,
         drop_remainder=False,
         example_ids=False,
+        overlap=False,
     ):
         super().__init__()
         _check(x, y, sample_weight, batch_size, augment)
+        if overlap and batch_size % 2:
+            raise ValueError(
+                "`batch_size` must be even with `overlap=True`, which repeats half of each batch. "
+                f"Received: batch_size={batch_size}"
+            )
         self.x = x
         self.y = None if y is None else np.asarray(y)
         self.sample_weight = None if sample_weight is None else np.asarray(sample_weight)
@@ -75,6 +93,9 @@ class ArrayPipeline(keras.utils.PyDataset):
         self.seed = seed
         self.drop_remainder = drop_remainder
         self.example_ids = example_ids
+        self.overlap = overlap
+        # How many new examples a batch brings.
+        self._step = batch_size // 2 if overlap else batch_size
         self.epoch = 0
         self._plan = (None, None, None)
         if not len(self):
@@ -83,18 +104,27 @@ class ArrayPipeline(keras.utils.PyDataset):
                 "Use a smaller `batch_size` or `drop_remainder=False`"
             )
 
+    @property
+    def examples(self):
+        """How many examples the ids number: they go from 0 to `examples - 1`."""
+        return len(self.x)
+
     def __len__(self):
-        batches = len(self.x) / self.batch_size
-        return math.floor(batches) if self.drop_remainder else math.ceil(batches)
+        batches = (len(self.x) - self.batch_size + self._step) / self._step
+        return max(0, math.floor(batches) if self.drop_remainder else math.ceil(batches))
 
     def __getitem__(self, index):
         if not 0 <= index < len(self):
             raise IndexError(f"Batch {index} of {len(self)}")
         order, draws = self._epoch_plan()
-        rows = order[index * self.batch_size : (index + 1) * self.batch_size]
+        start = index * self._step
+        rows = order[start : start + self.batch_size]
         x = self.x[rows]
         if self.augment is not None:
-            x = self.augment.apply(x, draws[rows])
+            chosen = draws[0][rows]
+            if self.overlap and index:
+                chosen[: self._step] = draws[1][rows[: self._step]]
+            x = self.augment.apply(x, chosen)
         if self.example_ids:
             x = with_ids(x, rows)
         labels = (part[rows] for part in (self.y, self.sample_weight) if part is not None)
@@ -104,7 +134,7 @@ class ArrayPipeline(keras.utils.PyDataset):
         self.epoch += 1
 
     def _epoch_plan(self):
-        """Order and draws of the whole epoch, made once per epoch.
+        """Order and draws of the whole epoch, one set per visit, made once per epoch.
 
         Draws are made for all rows in the order of the arrays, and not batch by batch, so that
         they do not depend on the order or on the batch size.
@@ -117,7 +147,10 @@ class ArrayPipeline(keras.utils.PyDataset):
             if self.shuffle:
                 order = np.random.default_rng([self.seed, epoch, 0]).permutation(count)
             if self.augment is not None:
-                draws = self.augment.draw(np.random.default_rng([self.seed, epoch, 1]), count)
+                draws = [
+                    self.augment.draw(np.random.default_rng([self.seed, epoch, visit]), count)
+                    for visit in ((1, 2) if self.overlap else (1,))
+                ]
             # One assignment, so that a reader in another thread never sees half a plan.
             self._plan = (epoch, order, draws)
         return order, draws

@@ -87,6 +87,10 @@ class Source(keras.layers.Layer):
         """
         self._score.assign(math.nan if score is None else score)
 
+    def reset(self):
+        """Forget everything, as before the first batch."""
+        self._score.assign(math.nan)
+
     # What they share --------------------------------------------------------------------------
 
     @property

@@ -65,6 +65,12 @@ class _Memory(Source):
         """Create the variables once both numbers are known."""
         raise NotImplementedError
 
+    def reset(self):
+        super().reset()
+        for variable in self.weights:
+            if variable is not self._score:
+                variable.assign(ops.zeros_like(variable))
+
     def _new_table(self, name, *shape, dtype="float32"):
         return self.add_weight(
             shape=(self.examples, *shape),
@@ -87,8 +93,8 @@ class _Memory(Source):
         return steps.check_rows(
             ids,
             self.examples,
-            f"An example id isn't in 0 ... {self.examples - 1}, the rows of "
-            f"{type(self).__name__} '{self.name}': the data has more examples than the memory.",
+            f"Expected example ids in 0 ... {self.examples - 1}, the rows of "
+            f"{type(self).__name__} '{self.name}'. The data has more examples than the memory.",
         )
 
     def _chosen(self, found, logits, student_output, context):

@@ -30,27 +30,24 @@ def with_example_ids(sources, x):
     memories = [source for source in sources if source.needs_ids]
     if not memories:
         return x
-    if _is_arrays(x):
-        x, examples = _numbered(x)
-    else:
+    chosen = False
+    if not _is_arrays(x):
         _check_ids(memories[0], x)
         examples = getattr(x, "examples", None)
+    else:
+        chosen = isinstance(x, Mapping) and EXAMPLE_ID in x
+        x = x if chosen else with_ids(x)
+        examples = int(np.max(keras.ops.convert_to_numpy(x[EXAMPLE_ID]))) + 1
     for memory in memories:
-        memory.prepare(examples)
+        # Whoever chose the ids may train with a part of the data: there are at least that many.
+        enough = chosen and memory.examples is not None and examples < memory.examples
+        memory.prepare(None if enough else examples)
     return x
 
 
 def _is_arrays(x):
     leaves = keras.tree.flatten(x)
     return bool(leaves) and all(len(getattr(leaf, "shape", None) or ()) > 0 for leaf in leaves)
-
-
-def _numbered(x):
-    """Arrays with ids, and the number of rows that a memory of them has."""
-    if not isinstance(x, Mapping) or EXAMPLE_ID not in x:
-        x = with_ids(x)
-    # Whoever chose the ids may train on a part of the data; the largest one tells the least length.
-    return x, int(np.max(keras.ops.convert_to_numpy(x[EXAMPLE_ID]))) + 1
 
 
 def _check_ids(memory, x):

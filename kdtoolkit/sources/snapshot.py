@@ -104,6 +104,10 @@ class Snapshot(Source):
         self._count.assign(self._count + 1.0)
         super().commit(score)
 
+    def reset(self):
+        super().reset()
+        self._count.assign(0.0)
+
     def get_config(self):
         network = keras.saving.serialize_keras_object(self._network)
         return {**super().get_config(), "network": network, "decay": self.decay}

@@ -1,0 +1,20 @@
+"""Comparing training runs: statistics over trials, tables and figures over generations.
+
+Importing this package needs nothing but NumPy. The functions that need more say so when they are
+called: `pip install "kdtoolkit[plot]"`.
+"""
+
+from kdtoolkit.evaluation.display import generations_figure as generations_figure
+from kdtoolkit.evaluation.display import plot_generations as plot_generations
+from kdtoolkit.evaluation.display import print_table as print_table
+from kdtoolkit.evaluation.files import read_csv as read_csv
+from kdtoolkit.evaluation.files import write_csv as write_csv
+from kdtoolkit.evaluation.generations import by_generation as by_generation
+from kdtoolkit.evaluation.generations import compare_matrix as compare_matrix
+from kdtoolkit.evaluation.generations import compare_methods as compare_methods
+from kdtoolkit.evaluation.generations import cumulative as cumulative
+from kdtoolkit.evaluation.generations import generation_table as generation_table
+from kdtoolkit.evaluation.statistics import Comparison as Comparison
+from kdtoolkit.evaluation.statistics import compare as compare
+from kdtoolkit.evaluation.statistics import holm as holm
+from kdtoolkit.evaluation.statistics import summary as summary

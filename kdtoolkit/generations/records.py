@@ -1,0 +1,223 @@
+"""What a run leaves on disk, and how it is read again.
+
+    directory/
+    ├── settings.json               what the run was started with
+    └── generation-1/
+        ├── network.keras           the generation's network
+        ├── record.json             its numbers; written last: the generation is finished
+        └── checkpoint/             while it trains
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import zlib
+from pathlib import Path
+
+import keras
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationRecord:
+    """The numbers of one generation.
+
+    Attributes:
+        method: name of the method.
+        seed: the trial's seed, as given to `kd.train_generations`.
+        generation: 1, 2, ...
+        val_accuracy, test_accuracy: of the generation's network (the selected weights), computed
+            from its logits, from 0 to 1. `test_accuracy` is None without test data.
+        last_val_accuracy, last_test_accuracy: the same of the weights after the last epoch.
+        epochs: epochs trained.
+        best_epoch: the epoch, from 1, of the best monitored value; None if it was always NaN.
+        steps: updates of the weights.
+        student_passes, teacher_passes: examples that ran forward through the student and through
+            other networks (previous generation, snapshots) in training. Validation isn't counted.
+        seconds: wall clock of the training, with tracing, validation after each epoch and
+            checkpoints, without the test. Of an interrupted epoch only the repetition counts.
+        cpu_seconds: processor time of this process over the same stretch, all cores added up.
+        network: file name of the network, relative to the run's directory.
+    """
+
+    method: str
+    seed: int
+    generation: int
+    val_accuracy: float
+    test_accuracy: float | None
+    last_val_accuracy: float
+    last_test_accuracy: float | None
+    epochs: int
+    best_epoch: int | None
+    steps: int
+    student_passes: int
+    teacher_passes: int
+    seconds: float
+    cpu_seconds: float
+    network: str
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationFolder:
+    """The files of one generation in a run's directory."""
+
+    directory: Path
+    generation: int
+
+    @property
+    def path(self):
+        return self.directory / f"generation-{self.generation}"
+
+    @property
+    def network(self):
+        return self.path / "network.keras"
+
+    @property
+    def checkpoint(self):
+        return self.path / "checkpoint"
+
+    def record(self):
+        """The finished generation's `GenerationRecord`, None while there is none."""
+        file = self.path / "record.json"
+        return GenerationRecord(**json.loads(file.read_text())) if file.exists() else None
+
+    def finish(self, model, record):
+        """Write the network, then the record, then remove what only an unfinished run needs."""
+        draft = self.path / "draft.keras"
+        model.save(draft)
+        os.replace(draft, self.network)
+        write_json(self.path / "record.json", dataclasses.asdict(record))
+        self.clean()
+
+    def clean(self):
+        """Remove the checkpoint. A run killed in between has left it behind a record."""
+        shutil.rmtree(self.checkpoint, ignore_errors=True)
+
+
+def load_generations(directory):
+    """The records of a run, finished or not.
+
+    Args:
+        directory: as given to `kd.train_generations`.
+
+    Returns:
+        A list of `GenerationRecord`, the finished generations from the first on.
+
+    Raises:
+        FileNotFoundError: there is no run in this directory.
+
+    Example:
+
+    ```python
+    for record in kd.load_generations("runs/trial-0"):
+        print(record.generation, record.test_accuracy, record.seconds)
+    ```
+    """
+    directory = _run(directory)
+    records, generation = [], 1
+    while (record := GenerationFolder(directory, generation).record()) is not None:
+        records.append(record)
+        generation += 1
+    return records
+
+
+def load_network(directory, generation):
+    """The network of one finished generation.
+
+    Args:
+        directory: as given to `kd.train_generations`.
+        generation: int from 1.
+
+    Returns:
+        A `keras.Model` that returns logits. Custom layers must be registered with Keras.
+
+    Raises:
+        FileNotFoundError: there is no run in this directory, or the generation isn't finished.
+
+    Example:
+
+    ```python
+    networks = [kd.load_network("runs/trial-0", generation) for generation in (1, 2, 3)]
+    ensemble = kd.Ensemble(networks)
+    ```
+    """
+    folder = GenerationFolder(_run(directory), generation)
+    if folder.record() is None:
+        finished = [record.generation for record in load_generations(directory)]
+        raise FileNotFoundError(
+            f"Generation {generation} isn't finished in '{directory}'. Finished are {finished}. "
+            "Call `kd.train_generations` again to go on."
+        )
+    return keras.models.load_model(folder.network)
+
+
+def describe_data(data):
+    """What tells two data sets or splits apart: shapes, and a checksum of the labels."""
+    parts = ("train", "val", "test")
+    labels = [np.ascontiguousarray(getattr(data, f"y_{part}")) for part in parts]
+    return {
+        "name": data.name,
+        **{f"x_{part}": list(getattr(data, f"x_{part}").shape) for part in parts},
+        **{f"y_{p}": zlib.crc32(y.tobytes()) for p, y in zip(parts, labels, strict=True)},
+    }
+
+
+def check_settings(directory, settings):
+    """Write the settings of a new run, or compare them with those of the run in `directory`.
+
+    Args:
+        directory: `Path`.
+        settings: nested dict of numbers and texts.
+
+    Raises:
+        ValueError: the run in this directory was started with other settings.
+    """
+    file = directory / "settings.json"
+    if not file.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(file, settings)
+        return
+    old, new = dict(_leaves(json.loads(file.read_text()))), dict(_leaves(settings))
+    changed = [
+        f"{key}: {old.get(key)} before, {new.get(key)} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if changed:
+        raise ValueError(
+            f"The run in '{directory}' was started with other settings. To continue it, expected "
+            f"the same. Received: {'; '.join(changed)}. Give this run another `directory`, or "
+            "delete that one to start over."
+        )
+
+
+def write_json(file, content):
+    """Write a JSON file whole or not at all."""
+    draft = file.with_name(f"{file.name}.draft")
+    draft.write_text(json.dumps(content, indent=2, default=_as_plain) + "\n")
+    os.replace(draft, file)
+
+
+def _leaves(settings, prefix=""):
+    """`(path, value as JSON)` of every value in nested dicts and lists."""
+    if isinstance(settings, dict | list | tuple):
+        items = settings.items() if isinstance(settings, dict) else enumerate(settings)
+        for key, value in items:
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, json.dumps(settings, default=_as_plain)
+
+
+def _as_plain(value):
+    # NumPy's numbers are numbers; of anything else the kind has to do.
+    return value.item() if isinstance(value, np.generic) else type(value).__name__
+
+
+def _run(directory):
+    directory = Path(directory)
+    if not (directory / "settings.json").exists():
+        raise FileNotFoundError(
+            f"There is no run of `kd.train_generations` in '{directory}': it has no settings.json."
+        )
+    return directory
