@@ -365,4 +365,3 @@ class Distiller(KeepsRandomStates, keras.Model):
         self.compile(**{k: keras.saving.deserialize_keras_object(v) for k, v in config.items()})
         if self.built:
             self.optimizer.build(self.trainable_variables)
-

@@ -52,6 +52,9 @@ PUBLIC = {
             name="self",
         )
     ),
+    "Ensemble": Settings(
+        lambda: kd.Ensemble([dense(4), dense(8, 1)], output="probabilities", name="both")
+    ),
     "PredictionMemory": Settings(
         lambda: kd.sources.PredictionMemory(9, "float16", 0.6, "a", "student", name="memory")
     ),

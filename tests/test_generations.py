@@ -17,6 +17,7 @@ from scipy.special import softmax
 
 import kdtoolkit as kd
 from kdtoolkit.data import ArrayPipeline, Dataset, FollowEpochs
+from kdtoolkit.ensemble import Ensemble
 from kdtoolkit.generations import (
     METHODS,
     Recipe,
@@ -25,8 +26,8 @@ from kdtoolkit.generations import (
     load_generations,
     load_network,
     records,
-    runner,
     train_generations,
+    training,
 )
 from kdtoolkit.generations.stopwatch import Stopwatch
 from tests.support import CLASSES, FEATURES, Subclassed, arrays, crossentropy, largest_difference
@@ -110,6 +111,7 @@ def recipe(**changes):
 
 
 def train(directory, method="born_again", generations=1, *, build=network, data=None, **changes):
+    arguments = {k: changes.pop(k) for k in ("checkpoint_every",) if k in changes}
     return train_generations(
         build,
         data or dataset(),
@@ -118,6 +120,7 @@ def train(directory, method="born_again", generations=1, *, build=network, data=
         generations=generations,
         directory=directory,
         seed=3,
+        **arguments,
     )
 
 
@@ -130,8 +133,8 @@ def same(first, second):
 
 
 # What each method trains ----------------------------------------------------------------------
-# One step of a linear softmax network. With one-hot inputs, one example moves one row of the kernel,
-# so what the step aimed at can be read off for each example.
+# One step of a linear softmax network. With one-hot inputs, one example moves one row of the
+# kernel, so what the step aimed at can be read off for each example.
 
 SIZE = 8
 TEACHER = np.random.default_rng(1).normal(scale=2.0, size=(SIZE, 5))
@@ -187,10 +190,17 @@ def test_labels_and_teacher_may_be_added_up():
     np.testing.assert_allclose(step, (q - Y) + (q - P), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["independent", "self_distillation"])
 def test_the_first_generation_learns_from_labels_alone(name):
     step, q = pull(METHODS[name], first_generation=True)
     np.testing.assert_allclose(step, q - Y, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS.keys() - {"self_distillation"})
+def test_the_first_generation_has_nothing_else_and_full_label_weight(name):
+    distiller = METHODS[name](linear(TEACHER), None)
+    assert distiller.transfers == [] and distiller.teachers == {}
+    assert float(distiller.label_weight) == 1.0
 
 
 def test_permuted_targets_keep_the_top_class_and_shuffle_the_rest():
@@ -204,54 +214,86 @@ def test_permuted_targets_keep_the_top_class_and_shuffle_the_rest():
 # Seeds ----------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass
+class Watched:
+    """A run of two generations by the last weights, and what its functions were given."""
+
+    directory: object
+    records: list = None
+    starts: list = dataclasses.field(default_factory=list)
+    teachers: list = dataclasses.field(default_factory=list)
+    networks: list = dataclasses.field(default_factory=list)
+
+    def build(self, seed):
+        model = network(seed)
+        self.networks.append(weakref.ref(model))
+        return model
+
+    def train(self, name):
+        @functools.wraps(METHODS[name])
+        def method(student, teacher):
+            self.starts.append(student.get_weights())
+            self.teachers.append(teacher and teacher.get_weights())
+            return METHODS[name](student, teacher)
+
+        self.records = train(self.directory, method, 2, build=self.build, select="last")
+        return self
+
+    def weights(self, generation):
+        return weights(self.directory, generation)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    names = ("independent", "born_again")
+    return {name: Watched(tmp_path_factory.mktemp(name)).train(name) for name in names}
+
+
 def plain_fit(seed, epochs=3):
     """The same training with nothing but Keras and the pipeline."""
     data = dataset()
     keras.utils.set_random_seed(seed)
     model = network(seed)
     model.compile(recipe().optimizer(), crossentropy(), metrics=["accuracy"])
-    pipeline = ArrayPipeline(
-        data.x_train, data.y_train, batch_size=16, augment=Noise(), seed=seed
-    )
+    pipeline = ArrayPipeline(data.x_train, data.y_train, batch_size=16, augment=Noise(), seed=seed)
     callbacks = [FollowEpochs(pipeline)]
     model.fit(pipeline, shuffle=False, epochs=epochs, callbacks=callbacks, verbose=0)
-    return arrays(model)
+    return model.get_weights()
 
 
-def test_generations_on_labels_are_plain_fits_with_their_own_seeds(tmp_path):
-    train(tmp_path, "independent", 2, select="last")
-    for generation in (1, 2):
-        seed = generation_seed(3, generation)
-        trained = [w for w in weights(tmp_path, generation) if w.dtype == "float32"]
-        plain = [w for w in plain_fit(seed) if w.dtype == "float32"]
-        assert len(plain) == 4 and same(trained, plain)
+@pytest.mark.parametrize("generation", [1, 2])
+def test_a_generation_on_labels_is_a_plain_fit_with_its_own_seed(generation, watched):
+    trained = load_network(watched["independent"].directory, generation).get_weights()
+    assert same(trained, plain_fit(generation_seed(3, generation)))
 
 
-def test_methods_share_first_generation_start_and_previous_network(tmp_path):
-    starts, teachers = {}, {}
-
-    def spied(name):
-        def method(student, teacher):
-            starts.setdefault(name, []).append(student.get_weights())
-            teachers.setdefault(name, []).append(teacher and teacher.get_weights())
-            return METHODS[name](student, teacher)
-
-        return method
-
-    for name in ("independent", "born_again"):
-        train(tmp_path / name, spied(name), 2)
-    assert same(weights(tmp_path / "independent", 1), weights(tmp_path / "born_again", 1))
-    assert not same(weights(tmp_path / "independent", 2), weights(tmp_path / "born_again", 2))
+def test_methods_share_the_first_generation_and_every_start(watched):
+    ours, theirs = watched["born_again"], watched["independent"]
+    assert same(ours.weights(1), theirs.weights(1))
+    assert not same(ours.weights(2), theirs.weights(2))
     for generation in (0, 1):
-        assert same(starts["independent"][generation], starts["born_again"][generation])
-    assert not same(starts["born_again"][0], starts["born_again"][1])
-    first = load_network(tmp_path / "born_again", 1).get_weights()
-    assert teachers["born_again"][0] is None and same(teachers["born_again"][1], first)
+        assert same(ours.starts[generation], theirs.starts[generation])
+    assert not same(*ours.starts)
+
+
+def test_the_network_that_was_kept_teaches_the_next(watched):
+    teachers = watched["born_again"].teachers
+    first = load_network(watched["born_again"].directory, 1)
+    assert teachers[0] is None and same(teachers[1], first.get_weights())
+
+
+def test_earlier_networks_do_not_stay_in_memory(watched):
+    gc.collect()
+    for run in watched.values():
+        assert len(run.networks) == 3
+        assert not any(reference() for reference in run.networks)
 
 
 @pytest.mark.core
 def test_every_generation_of_every_trial_has_a_seed_of_its_own():
-    seeds = [generation_seed(trial, generation) for trial in range(20) for generation in range(1, 9)]
+    seeds = [
+        generation_seed(trial, generation) for trial in range(20) for generation in range(1, 9)
+    ]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**31 for seed in seeds)
 
@@ -259,36 +301,47 @@ def test_every_generation_of_every_trial_has_a_seed_of_its_own():
 # Selection ------------------------------------------------------------------------------------
 
 
-def test_validation_chooses_the_weights_and_the_record_says_what_they_score(tmp_path):
-    scores, data = [], dataset()
-    settings = {"epochs": 6, "optimizer": lambda: keras.optimizers.SGD(1.0, momentum=0.9)}
-    found = {
-        select: train(
-            tmp_path / select, select=select, callbacks=lambda: [Scores(scores)], **settings
-        )[0]
-        for select in ("best", "last")
-    }
+HIGH = {"epochs": 6, "optimizer": lambda: keras.optimizers.SGD(1.0, momentum=0.9)}
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory):
+    """A run per `select`, in its folder, and the logged validation accuracies."""
+    directory, scores, found = tmp_path_factory.mktemp("chosen"), [], {}
+    for select in ("best", "last"):
+        callbacks = {"callbacks": lambda: [Scores(scores)]}
+        found[select] = train(directory / select, select=select, **callbacks, **HIGH)[0]
     # Settings are read from callbacks of their own, which see no epoch.
     logged, again = [s for s in scores if s]
     assert logged == again and max(logged) > logged[-1]
+    return directory, found, logged
+
+
+def test_validation_chooses_the_weights(chosen):
+    _, found, logged = chosen
     assert found["best"].best_epoch == found["last"].best_epoch == np.argmax(logged) + 1
     assert found["best"].val_accuracy == pytest.approx(max(logged), abs=1e-6)
     assert found["last"].val_accuracy == pytest.approx(logged[-1], abs=1e-6)
-    for select, record in found.items():
+    for record in found.values():
         assert record.last_val_accuracy == pytest.approx(logged[-1], abs=1e-6)
         assert record.last_test_accuracy == found["last"].test_accuracy
-        logits = load_network(tmp_path / select, 1).predict(data.x_test, verbose=0)
-        assert record.test_accuracy == np.mean(logits.argmax(-1) == data.y_test)
 
 
-def test_the_networks_do_not_depend_on_the_test_labels(tmp_path):
-    data = dataset()
+def test_the_record_says_what_the_saved_network_scores(chosen):
+    (directory, found, _), data = chosen, dataset()
+    for select, record in found.items():
+        model = load_network(directory / select, 1)
+        for part, accuracy in (("val", record.val_accuracy), ("test", record.test_accuracy)):
+            logits = np.asarray(model(getattr(data, f"x_{part}")))
+            assert accuracy == np.mean(logits.argmax(-1) == getattr(data, f"y_{part}"))
+
+
+def test_the_network_does_not_depend_on_the_test_labels(chosen, tmp_path):
+    (directory, found, _), data = chosen, dataset()
     other = dataclasses.replace(data, y_test=(data.y_test + 1) % CLASSES)
-    ours = train(tmp_path / "a", generations=2, data=data)
-    theirs = train(tmp_path / "b", generations=2, data=other)
-    assert [r.test_accuracy for r in ours] != [r.test_accuracy for r in theirs]
-    for generation in (1, 2):
-        assert same(weights(tmp_path / "a", generation), weights(tmp_path / "b", generation))
+    (theirs,) = train(tmp_path, data=other, **HIGH)
+    assert found["best"].test_accuracy != theirs.test_accuracy
+    assert same(weights(directory / "best", 1), weights(tmp_path, 1))
 
 
 def test_without_test_data_there_is_no_test_accuracy(tmp_path):
@@ -313,12 +366,12 @@ PLATEAU = functools.partial(
 )
 
 
-def run(directory, kill_after=None):
-    """Two generations with everything that has a state. Also called by the killed process."""
+def run(directory, kill_after=None, generations=2):
+    """A run with everything that has a state. Also called by the killed process."""
     settings, countdown = PLATEAU(), kill_after and [kill_after]
     callbacks = settings.callbacks
     settings = dataclasses.replace(settings, callbacks=lambda: [*callbacks(), Kill(countdown)])
-    return train(directory, "self_distillation", 2, recipe=settings)
+    return train(directory, "self_distillation", generations, recipe=settings)
 
 
 @pytest.fixture(scope="module")
@@ -327,12 +380,11 @@ def uninterrupted(tmp_path_factory):
     return directory, run(directory)
 
 
-def check_equal(directory, found, uninterrupted):
+def check_equal(directory, found, expected_in, expected):
     """Same bits, and same records but for the clock."""
-    expected_in, expected = uninterrupted
-    for generation in (1, 2):
-        assert same(weights(directory, generation), weights(expected_in, generation))
     for ours, theirs in zip(found, expected, strict=True):
+        networks = [weights(folder, ours.generation) for folder in (directory, expected_in)]
+        assert same(*networks)
         assert min(ours.seconds, ours.cpu_seconds) > 0
         assert ours == dataclasses.replace(
             theirs, seconds=ours.seconds, cpu_seconds=ours.cpu_seconds
@@ -356,7 +408,7 @@ def test_a_run_killed_within_an_epoch_ends_with_the_same_bits(tmp_path, uninterr
     assert len(load_generations(tmp_path)) == 1
     checkpoints = (tmp_path / "generation-2" / "checkpoint").iterdir()
     assert "epoch-00002" in [folder.name for folder in checkpoints]
-    check_equal(tmp_path, run(tmp_path), uninterrupted)
+    check_equal(tmp_path, run(tmp_path), *uninterrupted)
 
 
 class Stop(Exception):
@@ -367,26 +419,25 @@ def stop(*_):
     raise Stop
 
 
-def test_a_run_stopped_before_its_network_is_written_goes_on(tmp_path, uninterrupted, monkeypatch):
+def test_a_run_stopped_after_its_last_epoch_goes_on(tmp_path, uninterrupted, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(Stop):
         patched.setattr(records.GenerationFolder, "finish", stop)
         run(tmp_path)
     assert load_generations(tmp_path) == []
-    check_equal(tmp_path, run(tmp_path), uninterrupted)
+    directory, expected = uninterrupted
+    check_equal(tmp_path, run(tmp_path, generations=1), directory, expected[:1])
 
 
-@pytest.mark.core
-def test_a_run_stopped_between_network_and_record_goes_on(tmp_path, monkeypatch):
-    expected = train(tmp_path / "whole", generations=2)
+@pytest.mark.parametrize("every", [pytest.param(2, marks=pytest.mark.core), None])
+def test_a_run_stopped_between_network_and_record_goes_on(every, tmp_path, monkeypatch):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    expected = train(whole)
     with monkeypatch.context() as patched, pytest.raises(Stop):
         patched.setattr(records.dataclasses, "asdict", stop)
-        train(tmp_path / "stopped", generations=2)
-    assert (tmp_path / "stopped" / "generation-1" / "network.keras").exists()
-    check_equal(
-        tmp_path / "stopped",
-        train(tmp_path / "stopped", generations=2),
-        (tmp_path / "whole", expected),
-    )
+        train(stopped, checkpoint_every=every)
+    assert (stopped / "generation-1" / "network.keras").exists()
+    assert (stopped / "generation-1" / "checkpoint").exists() == (every is not None)
+    check_equal(stopped, train(stopped, checkpoint_every=every), whole, expected)
 
 
 def test_finished_generations_are_read_and_more_may_follow(tmp_path, monkeypatch):
@@ -395,7 +446,7 @@ def test_finished_generations_are_read_and_more_may_follow(tmp_path, monkeypatch
     first = train_generations(network, generations=1, report=reported.append, **report)
     both = train_generations(network, generations=2, report=reported.append, **report)
     assert both[:1] == first and reported == both
-    monkeypatch.setattr(runner._Run, "train", stop)
+    monkeypatch.setattr(training.Trial, "train", stop)
     (tmp_path / "generation-2" / "checkpoint").mkdir()
     assert train_generations(network, generations=2, report=stop, **report) == both
     assert load_generations(tmp_path) == both
@@ -413,7 +464,7 @@ CHANGED = {
 
 @pytest.mark.parametrize("message", CHANGED)
 def test_a_run_is_not_continued_with_other_settings(message, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner._Run, "train", stop)
+    monkeypatch.setattr(training.Trial, "train", stop)
     with pytest.raises(Stop):
         train(tmp_path)
     with pytest.raises(ValueError, match=f"(?s)other settings.*{message}.*another `directory`"):
@@ -423,7 +474,7 @@ def test_a_run_is_not_continued_with_other_settings(message, tmp_path, monkeypat
 
 
 def test_callbacks_are_compared_by_their_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner._Run, "train", stop)
+    monkeypatch.setattr(training.Trial, "train", stop)
     with pytest.raises(Stop):
         train(tmp_path, recipe=PLATEAU())
     with pytest.raises(ValueError, match="recipe.callbacks.0.patience: 2 before, 3 now"):
@@ -431,7 +482,7 @@ def test_callbacks_are_compared_by_their_numbers(tmp_path, monkeypatch):
 
 
 def test_methods_with_other_arguments_are_other_methods(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner._Run, "train", stop)
+    monkeypatch.setattr(training.Trial, "train", stop)
     with pytest.raises(Stop):
         train(tmp_path, summed)
     with pytest.raises(ValueError, match=r"label_weight=1.0.* before, .*born_again_labels.* now"):
@@ -450,72 +501,56 @@ def test_the_stopwatch_goes_on_where_it_was():
     other.on_train_end()
     assert other.epochs == 2
     assert 100 < other.seconds < 110
-    assert other.seconds == other.seconds
+    assert other.seconds == other.get_state()["seconds"]
 
 
 # Networks and records -------------------------------------------------------------------------
 
 
-def test_another_architecture_teaches_by_its_outputs(tmp_path):
-    builders = [functools.partial(network, units=units) for units in (16, 4)]
+def test_another_architecture_teaches_even_one_that_builds_at_its_first_batch(tmp_path):
+    builders = [lambda seed: Subclassed(4), network]
     train(tmp_path, generations=2, build=builders, epochs=1)
-    units = [load_network(tmp_path, g).get_layer("stage1_dense").units for g in (1, 2)]
-    assert units == [16, 4]
+    first, second = (load_network(tmp_path, generation) for generation in (1, 2))
+    assert first(dataset().x_val).shape == second(dataset().x_val).shape == (50, CLASSES)
+    assert type(first) is Subclassed and second.get_layer("stage1_dense").units == 8
 
 
-def test_networks_that_build_at_their_first_batch_are_trained(tmp_path):
-    train(tmp_path, generations=2, build=lambda seed: Subclassed(4), epochs=1)
-    assert load_network(tmp_path, 2)(dataset().x_val).shape == (50, CLASSES)
+def test_networks_of_a_run_make_an_ensemble(watched):
+    directory, x = watched["independent"].directory, dataset().x_test
+    networks = [load_network(directory, generation) for generation in (1, 2)]
+    mean = np.mean([softmax(np.asarray(net(x)), -1) for net in networks], axis=0)
+    found = Ensemble(networks, output="probabilities")(x)
+    np.testing.assert_allclose(np.asarray(found), mean, atol=1e-6)
 
 
-def test_networks_of_a_run_make_an_ensemble(tmp_path):
-    train(tmp_path, "independent", 2, epochs=1)
-    networks, x = [load_network(tmp_path, g) for g in (1, 2)], dataset().x_test
-    mean = np.mean([softmax(net.predict(x, verbose=0), -1) for net in networks], axis=0)
-    found = kd.ensemble.Ensemble(networks, output="probabilities").predict(x, verbose=0)
-    np.testing.assert_allclose(found, mean, atol=1e-6)
+def test_records_count_the_work(watched, uninterrupted):
+    for name, teacher_passes in (("independent", [0, 0]), ("born_again", [0, 3 * EXAMPLES])):
+        found = watched[name].records
+        assert [(r.method, r.seed, r.generation) for r in found] == [(name, 3, 1), (name, 3, 2)]
+        assert [(r.epochs, r.steps, r.student_passes) for r in found] == [(3, 12, 3 * EXAMPLES)] * 2
+        assert [r.teacher_passes for r in found] == teacher_passes
+        assert [r.network for r in found] == [f"generation-{g}/network.keras" for g in (1, 2)]
+        assert all(r.seconds > 0 and r.cpu_seconds > 0 for r in found)
+        assert load_generations(watched[name].directory) == found
+    first, second = uninterrupted[1]
+    assert (first.teacher_passes, second.teacher_passes) == (0, second.epochs * EXAMPLES)
 
 
-def exact(student, teacher):
-    return kd.SelfDistiller(student=student, teacher=teacher, source="snapshot")
+def test_snapshots_of_the_student_count_as_passes_of_another_network(tmp_path):
+    def exact(student, teacher):
+        return kd.SelfDistiller(student=student, teacher=teacher, source="snapshot")
+
+    (record,) = train(tmp_path, exact, epochs=1)
+    assert record.method == "exact" and record.teacher_passes == EXAMPLES
+    saved = json.loads((tmp_path / "generation-1" / "record.json").read_text())
+    assert saved == dataclasses.asdict(record)
 
 
-@pytest.mark.parametrize(
-    "method, networks",
-    [("independent", 0), ("born_again", 1), ("self_distillation", 1), (exact, 2)],
-)
-def test_records_count_the_work(method, networks, tmp_path):
-    found = train(tmp_path, method, 2, epochs=2)[1]
-    assert (found.epochs, found.steps) == (2, 2 * 4)
-    assert found.student_passes == 2 * EXAMPLES
-    assert found.teacher_passes == 2 * EXAMPLES * networks
-    assert found.seconds > 0 and found.cpu_seconds > 0
-    assert (found.seed, found.generation) == (3, 2)
-    assert found.network == "generation-2/network.keras"
-    assert found.method == (method if isinstance(method, str) else "exact")
-    saved = json.loads((tmp_path / "generation-2" / "record.json").read_text())
-    assert saved == dataclasses.asdict(found)
-
-
-def test_earlier_networks_do_not_stay_in_memory(tmp_path):
-    built = []
-
-    def watched(seed):
-        model = network(seed)
-        built.append(weakref.ref(model))
-        return model
-
-    train(tmp_path, generations=2, build=watched, epochs=1)
-    gc.collect()
-    assert len(built) == 3 and not any(reference() for reference in built)
-
-
-def test_a_network_that_is_not_finished_is_not_loaded(tmp_path):
+def test_a_network_that_is_not_finished_is_not_loaded(tmp_path, watched):
     with pytest.raises(FileNotFoundError, match="no settings.json"):
         load_generations(tmp_path)
-    train(tmp_path, epochs=1)
-    with pytest.raises(FileNotFoundError, match=r"Generation 2 isn't finished.*\[1\]"):
-        load_network(tmp_path, 2)
+    with pytest.raises(FileNotFoundError, match=r"Generation 3 isn't finished.*\[1, 2\]"):
+        load_network(watched["born_again"].directory, 3)
 
 
 # What is refused ------------------------------------------------------------------------------
@@ -556,6 +591,7 @@ RUNS = {
     "no method": ({"method": 1}, TypeError, "function .student, teacher."),
     "other result": ({"method": lambda s, t: s}, TypeError, "return a kd.Distiller"),
     "no generation": ({"generations": 0}, ValueError, "`generations` must be an integer >= 1"),
+    "no epoch between": ({"checkpoint_every": 0}, ValueError, "`checkpoint_every` must be"),
     "builders": ({"build": [network] * 2}, ValueError, "one function per generation, 1"),
     "a model": ({"build": network(0)}, TypeError, "must be a function seed"),
     "no model": ({"build": lambda seed: seed}, TypeError, "return a keras.Model"),

@@ -92,7 +92,9 @@ def test_examples_that_an_epoch_left_out_keep_what_they_had():
 
 def read(source, labels, ids, output):
     context = {"labels": labels, "example_id": np.asarray(ids, "int32")}
-    view = source.read(lambda: {"output": output, "taps": {}}, ops.convert_to_tensor(output), context)
+    view = source.read(
+        lambda: {"output": output, "taps": {}}, ops.convert_to_tensor(output), context
+    )
     return ops.convert_to_numpy(view["output"])
 
 

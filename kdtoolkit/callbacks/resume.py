@@ -16,7 +16,7 @@ TEMPORARY = "tmp-"
 
 
 class Resume(keras.callbacks.Callback):
-    """Writes all state of a run after each epoch, and goes on from the newest that was written.
+    """Writes all state of a run after epochs, and goes on from the newest that was written.
 
     ```python
     resume = kd.callbacks.Resume("runs/first", callbacks=[rewind])
@@ -24,7 +24,7 @@ class Resume(keras.callbacks.Callback):
     ```
 
     The same lines start a run and go on with it. A run that was interrupted, even killed in the
-    middle of an epoch, repeats that epoch and ends with the bits of a run that wasn't, on the same
+    middle of an epoch, repeats what came after the newest checkpoint and ends with the bits of a run that wasn't, on the same
     machine, if its data depends on the epoch alone: arrays with `shuffle=False`, or
     `kd.data.ArrayPipeline` with `kd.data.FollowEpochs`. Keras's own shuffling isn't repeated.
 
@@ -46,11 +46,13 @@ class Resume(keras.callbacks.Callback):
             (returns a dict of arrays and numbers) and `set_state(dict)`, such as `RewindOnPlateau`,
             and Keras's `EarlyStopping`, `ReduceLROnPlateau` and `ModelCheckpoint`. In the list of
             `fit` they come before this one, which is the last.
+        every: int >= 1, epochs from one checkpoint to the next; the last epoch has one too. What
+            came after the newest is repeated. Defaults to 1.
         keep: int >= 1, how many checkpoints stay, the newest. Defaults to 2.
 
     Raises:
         TypeError: a callback whose state can't be read.
-        ValueError: `keep` below 1; at the start of `fit`, callbacks in the wrong order, a model
+        ValueError: `every` or `keep` below 1; at the start of `fit`, callbacks in the wrong order, a model
             without weights, or a checkpoint of another model, optimizer or list of callbacks; at
             the first epoch, one that isn't the next of this run.
 
@@ -61,12 +63,14 @@ class Resume(keras.callbacks.Callback):
         0
     """
 
-    def __init__(self, directory, callbacks=(), keep=2):
+    def __init__(self, directory, callbacks=(), every=1, keep=2):
         super().__init__()
-        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
-            raise ValueError(f"`keep` must be an integer >= 1. Received: keep={keep!r}")
+        for name, value in (("every", every), ("keep", keep)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be an integer >= 1. Received: {name}={value!r}")
         self.directory = pathlib.Path(directory)
         self.callbacks = list(callbacks)
+        self.every = every
         self.keep = keep
         self._states = [stateful(callback) for callback in self.callbacks]
         # What the first epoch of this `fit` must be; None once it was.
@@ -128,6 +132,9 @@ class Resume(keras.callbacks.Callback):
             )
 
     def on_epoch_end(self, epoch, logs=None):
+        last = self.model.stop_training or epoch + 1 == self.params["epochs"]
+        if (epoch + 1) % self.every and not last:
+            return
         self.directory.mkdir(parents=True, exist_ok=True)
         name = f"{FINISHED}{epoch + 1:05d}"
         temporary = self.directory / f"{TEMPORARY}{name}"

@@ -78,12 +78,7 @@ class ArrayPipeline(keras.utils.PyDataset):
         overlap=False,
     ):
         super().__init__()
-        _check(x, y, sample_weight, batch_size, augment)
-        if overlap and batch_size % 2:
-            raise ValueError(
-                "`batch_size` must be even with `overlap=True`, which repeats half of each batch. "
-                f"Received: batch_size={batch_size}"
-            )
+        _check(x, y, sample_weight, batch_size, augment, overlap)
         self.x = x
         self.y = None if y is None else np.asarray(y)
         self.sample_weight = None if sample_weight is None else np.asarray(sample_weight)
@@ -179,11 +174,16 @@ class FollowEpochs(keras.callbacks.Callback):
         self.pipeline.epoch = epoch
 
 
-def _check(x, y, sample_weight, batch_size, augment):
+def _check(x, y, sample_weight, batch_size, augment, overlap):
     if not isinstance(x, np.ndarray):
         raise TypeError(f"`x` must be one NumPy array. Received: {type(x).__name__}")
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be 1 or more. Received: batch_size={batch_size}")
+    if overlap and batch_size % 2:
+        raise ValueError(
+            "`batch_size` must be even with `overlap=True`, which repeats half of each batch. "
+            f"Received: batch_size={batch_size}"
+        )
     if sample_weight is not None and y is None:
         raise ValueError("`sample_weight` weighs the loss of labels `y`, but `y` is None.")
     for name, part in (("y", y), ("sample_weight", sample_weight)):

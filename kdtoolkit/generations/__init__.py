@@ -11,5 +11,5 @@ from kdtoolkit.generations.recipe import Recipe as Recipe
 from kdtoolkit.generations.records import GenerationRecord as GenerationRecord
 from kdtoolkit.generations.records import load_generations as load_generations
 from kdtoolkit.generations.records import load_network as load_network
-from kdtoolkit.generations.runner import generation_seed as generation_seed
 from kdtoolkit.generations.runner import train_generations as train_generations
+from kdtoolkit.generations.training import generation_seed as generation_seed

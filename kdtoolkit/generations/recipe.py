@@ -23,11 +23,13 @@ class Recipe:
         batch_size: int >= 1.
         augment: a `kd.data.Augmentation` such as `kd.data.FlipShift()`, or None (default).
         callbacks: function without arguments that returns a list of new callbacks, or None
-            (default).
+            (default). An interrupted run continues what those know that `kd.callbacks.Resume` can
+            keep; others start anew. `kd.callbacks.BestTeacher` is added for methods that need it.
         loss: the label loss, a Keras loss. Defaults to
             `SparseCategoricalCrossentropy(from_logits=True)`.
         metrics: names of metrics, or functions. Defaults to `("accuracy",)`.
-        monitor: the value that decides which epoch was the best. Defaults to `"val_accuracy"`.
+        monitor: the value that decides which epoch was the best. Defaults to `"val_accuracy"`. A
+            `RewindOnPlateau` or `BestWeights` among the callbacks must have the same.
         select: which weights are the generation's network and teach the next one: those of the
             `"best"` epoch (default; the first one where several are equal), or of the `"last"`.
             Test data never decides.

@@ -1,11 +1,11 @@
 """What a run leaves on disk, and how it is read again.
 
-    directory/
-    ├── settings.json               what the run was started with
-    └── generation-1/
-        ├── network.keras           the generation's network
-        ├── record.json             its numbers; written last: the generation is finished
-        └── checkpoint/             while it trains
+directory/
+├── settings.json               what the run was started with
+└── generation-1/
+    ├── network.keras           the generation's network
+    ├── record.json             its numbers; written last: the generation is finished
+    └── checkpoint/             while it trains
 """
 
 import dataclasses

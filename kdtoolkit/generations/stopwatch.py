@@ -38,9 +38,9 @@ class Stopwatch(keras.callbacks.Callback):
         return self._elapsed()[1]
 
     def _elapsed(self):
-        started = self._started or (now := _now())
-        now = _now() if self._started else now
-        return tuple(b + n - s for b, n, s in zip(self._before, now, started, strict=True))
+        if self._started is None:
+            return self._before
+        return tuple(b + n - s for b, n, s in zip(self._before, _now(), self._started, strict=True))
 
     def on_train_begin(self, logs=None):
         self._reset()

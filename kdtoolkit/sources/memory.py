@@ -214,7 +214,9 @@ class PredictionMemory(_Memory):
 
     def commit(self, score=None):
         if self.table is None:
-            raise ValueError(f"PredictionMemory '{self.name}' has seen no batch, nothing to commit.")
+            raise ValueError(
+                f"PredictionMemory '{self.name}' has seen no batch, nothing to commit."
+            )
         pending, written = self._of_all_replicas()
         seen = written > 0
         if self.decay:
@@ -244,7 +246,8 @@ class LastPredictions(_Memory):
 
     Every training step reads the rows of its batch and then overwrites them; nothing waits for a
     callback. With `lifetime=1` only the step before counts: where half of each batch repeats the
-    one before (`kd.data.OverlapPipeline`), this is distillation from the last mini-batch.
+    one before (`kd.data.ArrayPipeline(..., overlap=True)`), this is distillation from the last
+    mini-batch.
 
     The mean over the batch counts the examples without a stored output as 0. A paper that averages
     over the repeated half alone has twice this value: double the transfer's weight.
