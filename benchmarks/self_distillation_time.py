@@ -2,8 +2,8 @@
 
     python benchmarks/self_distillation_time.py --rounds 8 --out benchmarks/results
 
-ResNet-20, 32x32, 100 classes, batch 100, a memory of 45,000 examples. The variants run in turn in one
-process; the table gives medians over the rounds of the ratio to plain training in the same round.
+ResNet-20, 32x32, 100 classes, batch 100, a memory of 45,000 examples. The variants run in turn in
+one process; the table gives medians over the rounds of the ratio to plain training in the same one.
 """
 
 import argparse

@@ -156,7 +156,7 @@ class TransferGraph(keras.layers.Layer):
         self.built = True
 
     def active_edges(self, training):
-        """The edges of a step. Memories know training data only, so `evaluate` leaves theirs out."""
+        """The edges of a step. Memories know training data alone, `evaluate` leaves theirs out."""
         return [e for e in self.edges if training or e.source in self._taps]
 
     def trackers_of(self, training):

@@ -32,7 +32,7 @@ class Network:
 
 
 def train(network, data, validation, *, epochs, batch, rate, momentum, patience, previous=None):
-    """Returns a list of what each epoch left: target, accuracy, improved, rewound, weights, rate."""
+    """Returns what each epoch left: targets, accuracy, improved, rewound, weights, rate."""
     x, y = data
     labels = one_hot(y, network.logits(x).shape[-1])
     stored, best, best_weights = labels.copy(), -np.inf, None

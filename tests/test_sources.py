@@ -6,8 +6,18 @@ import pytest
 from keras import layers, ops
 
 import kdtoolkit as kd
-from tests.support import CLASSES, Subclassed, arrays, conv, crossentropy, data, dense, fit, images
-from tests.support import largest_difference
+from tests.support import (
+    CLASSES,
+    Subclassed,
+    arrays,
+    conv,
+    crossentropy,
+    data,
+    dense,
+    fit,
+    images,
+    largest_difference,
+)
 
 
 def holding(source, *, student=None, loss=None, label_weight=0.5, **kwargs):

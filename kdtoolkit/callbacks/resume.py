@@ -24,9 +24,10 @@ class Resume(keras.callbacks.Callback):
     ```
 
     The same lines start a run and go on with it. A run that was interrupted, even killed in the
-    middle of an epoch, repeats what came after the newest checkpoint and ends with the bits of a run that wasn't, on the same
-    machine, if its data depends on the epoch alone: arrays with `shuffle=False`, or
-    `kd.data.ArrayPipeline` with `kd.data.FollowEpochs`. Keras's own shuffling isn't repeated.
+    middle of an epoch, repeats what came after the newest checkpoint and ends with the bits of a
+    run that wasn't, on the same machine, if its data depends on the epoch alone: arrays with
+    `shuffle=False`, or `kd.data.ArrayPipeline` with `kd.data.FollowEpochs`. Keras's own shuffling
+    isn't repeated.
 
     Kept are the model's weights, the optimizer, the states of random layers such as dropout, what
     the sources of a distiller remember, and the state of the given callbacks. The history that
@@ -52,9 +53,9 @@ class Resume(keras.callbacks.Callback):
 
     Raises:
         TypeError: a callback whose state can't be read.
-        ValueError: `every` or `keep` below 1; at the start of `fit`, callbacks in the wrong order, a model
-            without weights, or a checkpoint of another model, optimizer or list of callbacks; at
-            the first epoch, one that isn't the next of this run.
+        ValueError: `every` or `keep` below 1; at the start of `fit`, callbacks in the wrong order,
+            a model without weights, or a checkpoint of another model, optimizer or list of
+            callbacks; at the first epoch, one that isn't the next of this run.
 
     Example:
         >>> import tempfile, kdtoolkit as kd

@@ -95,7 +95,7 @@ class Source(keras.layers.Layer):
 
     @property
     def score(self):
-        """The monitored value at the last `commit`; None if there was none. Saved with the model."""
+        """The monitored value at the last `commit`, None if there was none. It is saved."""
         value = float(ops.convert_to_numpy(self._score))
         return None if math.isnan(value) else value
 

@@ -214,9 +214,7 @@ class PredictionMemory(_Memory):
 
     def commit(self, score=None):
         if self.table is None:
-            raise ValueError(
-                f"PredictionMemory '{self.name}' has seen no batch, nothing to commit."
-            )
+            raise ValueError(f"PredictionMemory '{self.name}' has seen no batch to commit.")
         pending, written = self._of_all_replicas()
         seen = written > 0
         if self.decay:

@@ -26,9 +26,10 @@ class Snapshot(Source):
     With `decay` it is a running average of the student's weights (mean teacher), updated before
     each step with the weights that the step before left:
 
-        average <- a * average + (1 - a) * student,   a = min(decay, 1 - 1 / (t + 1)),  t = 0, 1, ...
+        average <- a * average + (1 - a) * student,  a = min(decay, 1 - 1 / (t + 1)),  t = 0, 1, ...
 
-    BatchNorm's moving statistics are averaged like weights. After the last step of `fit` the
+    BatchNorm's moving statistics, which a step's forward pass has already moved, are averaged like
+    weights. After the last step of `fit` the
     average lacks that step. With gradient accumulation it moves at every batch.
 
     Source: Takagi and Hattori, IPSJ 81st National Convention (2019), 4U-02; Yang et al., 2019,
