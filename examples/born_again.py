@@ -42,10 +42,12 @@ from rich.table import Table  # noqa: E402
 import kdtoolkit as kd  # noqa: E402
 from kdtoolkit import evaluation  # noqa: E402
 
-CONTROL = "independent"
-METHODS = (CONTROL, "born_again", "self_distillation")
-PAIRS = (("born_again", CONTROL), ("self_distillation", CONTROL), METHODS[:0:-1])
-GENERATIONS = 3
+METHODS = ("independent", "born_again", "self_distillation")
+PAIRS = (
+    ("born_again", "independent"),
+    ("self_distillation", "independent"),
+    ("self_distillation", "born_again"),
+)
 
 # Chosen by the plain network's validation accuracy on other seeds, out of 0.01, 0.03 and 0.1.
 RATE = 0.03
@@ -59,14 +61,14 @@ def build(seed):
     return kd.models.mlp((8, 8, 1), 10, units=(128, 128), weight_decay=1e-4, seed=seed)
 
 
-def folder(out, method, trial):
-    return out / "runs" / f"{method}-{trial}"
+def folder(options, method, trial):
+    return options.out / "runs" / f"{method}-{trial}"
 
 
-def run(trials, epochs, out, progress):
+def run(options, progress):
     """Train what isn't there yet; returns a row for each network."""
     recipe = kd.Recipe.takagi_hattori(
-        epochs=epochs,
+        epochs=options.epochs,
         batch_size=50,
         learning_rate=RATE,
         augment=kd.data.FlipShift(flip=False, shift=1),
@@ -75,18 +77,18 @@ def run(trials, epochs, out, progress):
         steps_per_execution=10,  # much faster, where steps are as short as here
     )
     rows = []
-    bar = progress.add_task("", total=trials * len(METHODS) * GENERATIONS)
-    for trial in range(trials):
+    bar = progress.add_task("", total=options.trials * len(METHODS) * options.generations)
+    for trial in range(options.trials):
         data = load(trial)
         for method in METHODS:
-            progress.update(bar, description=f"trial {trial + 1} of {trials}: {method}")
+            progress.update(bar, description=f"trial {trial + 1} of {options.trials}: {method}")
             records = kd.train_generations(
                 build,
                 data,
                 recipe=recipe,
                 method=method,
-                generations=GENERATIONS,
-                directory=folder(out, method, trial),
+                generations=options.generations,
+                directory=folder(options, method, trial),
                 seed=trial,
                 checkpoint_every=None,  # a network takes seconds, so no checkpoints within it
                 report=lambda record: progress.advance(bar),
@@ -99,11 +101,10 @@ def run(trials, epochs, out, progress):
 # Ensembles ----------------------------------------------------------------------------------
 
 
-def ensemble_of(out, method, trial):
+def ensemble_of(options, method, trial):
     """The mean of the probabilities of all networks of a method's trial, as one network."""
-    directory = folder(out, method, trial)
-    networks = [kd.load_network(directory, 1 + index) for index in range(GENERATIONS)]
-    return kd.Ensemble(networks)
+    directory, generations = folder(options, method, trial), range(1, options.generations + 1)
+    return kd.Ensemble([kd.load_network(directory, generation) for generation in generations])
 
 
 def accuracy(network, x, y):
@@ -115,18 +116,18 @@ def accuracy(network, x, y):
     return float(np.mean(np.argmax(logits, axis=-1) == y))
 
 
-def ensemble_rows(trials, out):
+def ensemble_rows(options):
     """A row for each ensemble; `generation` is that of its last network."""
     rows = []
-    for trial in range(trials):
+    for trial in range(options.trials):
         data = load(trial)
         for method in METHODS:
-            network = ensemble_of(out, method, trial)
+            network = ensemble_of(options, method, trial)
             rows.append(
                 {
                     "method": method,
                     "trial": trial,
-                    "generation": GENERATIONS,
+                    "generation": options.generations,
                     "val_accuracy": accuracy(network, data.x_val, data.y_val),
                     "test_accuracy": accuracy(network, data.x_test, data.y_test),
                 }
@@ -134,15 +135,15 @@ def ensemble_rows(trials, out):
     return rows
 
 
-def export_best(ensembles, out):
+def export_best(ensembles, options):
     """Write the ensemble that is best on validation as one file; returns a line about it."""
     best = max(ensembles, key=lambda row: row["val_accuracy"])
-    data, path = load(best["trial"]), out / "ensemble.tflite"
-    network = ensemble_of(out, best["method"], best["trial"])
+    data, path = load(best["trial"]), options.out / "ensemble.tflite"
+    network = ensemble_of(options, best["method"], best["trial"])
     report = kd.export.litert(network, path, check_data=data.x_val, overwrite=True)
     found = accuracy(kd.export.LiteRTModel(path), data.x_test, data.y_test)
     return (
-        f"{path}: {best['method']}, trial {best['trial']}, {GENERATIONS} networks in "
+        f"{path}: {best['method']}, trial {best['trial']}, {options.generations} networks in "
         f"{report.bytes:,} bytes, test accuracy {100 * found:.2f} %"
     )
 
@@ -151,7 +152,7 @@ def export_best(ensembles, out):
 
 
 def ensemble_table(ensembles):
-    table = Table("Ensemble of", title=f"Ensembles of a trial's {GENERATIONS} networks")
+    table = Table("Ensemble of", title="Ensembles of all generations of a trial")
     for heading in ("Test (%)", "Val (%)"):
         table.add_column(heading, justify="right")
     for method in METHODS:
@@ -165,19 +166,18 @@ def shown(rows, value):
     return f"{mean:.2f}" + (f" ± {sd:.2f}" if len(rows) > 1 else "")
 
 
-def test_table(rows, ensembles):
+def comparison_table(rows, ensembles):
     """Student's t-test of the differences between two methods, over trials."""
     title = "Differences of test accuracy, paired by trial; Holm over a pair's generations"
     table = Table("Compared", title=title)
     for heading in ("Gen.", "Points", "95 % interval", "p", "p (Holm)"):
         table.add_column(heading, justify="right")
     for first, second in PAIRS:
-        compared = [(rows, "{}"), (ensembles, "ensemble of {}")]
-        for part, generation in compared:
+        for part, kind in ((rows, ""), (ensembles, "all ")):
             for line in evaluation.compare_methods(part, first, second):
                 table.add_row(
                     f"{first} - {second}",
-                    generation.format(line["first_generation"]),
+                    f"{kind}{line['first_generation']}",
                     f"{100 * line['mean_difference']:+.2f}",
                     f"{100 * line['low']:+.2f} to {100 * line['high']:+.2f}",
                     f"{line['p']:.3f}",
@@ -189,24 +189,25 @@ def test_table(rows, ensembles):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=3, help="how many times, default 3")
+    parser.add_argument("--generations", type=int, default=3, help="of each method, default 3")
     parser.add_argument("--epochs", type=int, default=100, help="of a network at most, default 100")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/born_again"))
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     console = Console()
     with Progress(console=console) as progress:
-        rows = run(options.trials, options.epochs, options.out, progress)
-    ensembles = ensemble_rows(options.trials, options.out)
+        rows = run(options, progress)
+    ensembles = ensemble_rows(options)
     title = f"digits, 30 % wrong labels, trials: {options.trials}"
     console.print(evaluation.print_table(rows, title=title), ensemble_table(ensembles))
     if options.trials > 1:
-        console.print(test_table(rows, ensembles))
+        console.print(comparison_table(rows, ensembles))
     else:
         console.print("A test needs two trials or more.")
     results = options.out / "born_again"
     evaluation.write_csv(evaluation.cumulative(rows), f"{results}.csv", overwrite=True)
     evaluation.plot_generations(rows, f"{results}.png", title=title, overwrite=True)
-    console.print(export_best(ensembles, options.out))
+    console.print(export_best(ensembles, options))
     console.print(f"The picture is in {results}.png, the numbers are in {results}.csv.")
 
 

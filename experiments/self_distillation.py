@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import itertools
 import pathlib
+import shutil
 
 import keras
 import numpy as np
@@ -27,6 +28,8 @@ import kdtoolkit as kd
 from kdtoolkit import evaluation
 from kdtoolkit.generations import Recipe, load_network, train_generations
 
+#: Methods that start with plain training: with one trial's seed, the same network to the bit.
+PLAIN_START = ("born_again", "born_again_labels", "confidence_weighted", "permuted")
 #: Methods and how many generations of each.
 THREE = {"independent": 3, "self_distillation": 3, "born_again": 3}
 ALL = {**THREE, "born_again_labels": 2, "confidence_weighted": 2, "permuted": 2}
@@ -120,9 +123,20 @@ def folder(options, method, trial):
     return options.runs / f"{options.data}-{method}-{trial}"
 
 
+def share_first_generation(options, method, trial):
+    """Take over the first generation of "independent" instead of repeating that training."""
+    source = folder(options, "independent", trial) / "generation-1"
+    target = folder(options, method, trial) / "generation-1"
+    if method in PLAIN_START and (source / "record.json").exists() and not target.exists():
+        draft = target.with_name("generation-1-draft")
+        shutil.copytree(source, draft, dirs_exist_ok=True)
+        draft.rename(target)
+
+
 def run_trial(options, trial, say):
     data = load(options, trial)
     for method, generations in options.methods.items():
+        share_first_generation(options, method, trial)
         train_generations(
             builder(options, data),
             data,

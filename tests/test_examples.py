@@ -5,6 +5,8 @@ import pathlib
 
 import pytest
 
+from kdtoolkit.evaluation import read_csv
+
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.export]
@@ -27,3 +29,58 @@ def test_the_quickstart_ends_in_a_table_a_picture_and_four_files(tmp_path, capsy
     files = sorted(path.name for path in tmp_path.glob("*.tflite"))
     modes = ("dynamic-int8", "float16", "float32", "full-int8")
     assert files == [f"student-0-{mode}.tflite" for mode in modes]
+
+
+def test_self_distillation_ends_in_a_table_a_picture_and_an_int8_file(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "120")
+    load("self_distillation").main(["--seeds", "1", "--epochs", "2", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    for text in ("plain", "self-distilled", "PS-KD", "bytes in int8, test accuracy"):
+        assert text in printed
+    assert (tmp_path / "self_distillation.png").stat().st_size > 10_000
+    # The weights alone are four times as large in float32.
+    assert (tmp_path / "student.tflite").stat().st_size < 40_000
+
+
+def test_born_again_ends_in_tables_a_picture_numbers_and_a_file_and_goes_on_where_it_was(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "120")
+    born_again = load("born_again")
+    arguments = ["--trials", "1", "--generations", "2", "--epochs", "1", "--out", str(tmp_path)]
+    born_again.main(arguments)
+    printed = capsys.readouterr().out
+    for text in (*born_again.METHODS, "Ensemble of", "needs two trials", "2 networks in"):
+        assert text in printed
+    assert (tmp_path / "born_again.png").stat().st_size > 10_000
+    assert (tmp_path / "ensemble.tflite").exists()
+    rows = read_csv(tmp_path / "born_again.csv")
+    assert [(row["method"], row["generation"]) for row in rows] == [
+        (method, generation) for method in born_again.METHODS for generation in (1, 2)
+    ]
+    records = list(tmp_path.glob("runs/*/*/record.json"))
+    written = {path: path.stat().st_mtime_ns for path in records}
+    born_again.main(arguments)
+    assert {path: path.stat().st_mtime_ns for path in records} == written
+
+
+def test_born_again_compares_networks_and_ensembles_in_pairs_of_trials():
+    born_again = load("born_again")
+    rows = [
+        {
+            "method": m,
+            "trial": trial,
+            "generation": g,
+            "test_accuracy": 0.8 + 0.01 * i + 0.1 * trial,
+        }
+        for i, m in enumerate(born_again.METHODS)
+        for g in (1, 2)
+        for trial in (0, 1)
+    ]
+    table = born_again.comparison_table(rows, [row for row in rows if row["generation"] == 2])
+    compared, generations, points = (list(column.cells) for column in table.columns[:3])
+    assert compared[::3] == [f"{first} - {second}" for first, second in born_again.PAIRS]
+    assert generations == ["1", "2", "all 2"] * 3
+    assert points == ["+1.00"] * 3 + ["+2.00"] * 3 + ["+1.00"] * 3

@@ -279,7 +279,7 @@ def _rate(optimizer):
 def _zero_slots(optimizer):
     for variable in optimizer.variables:
         if variable.name not in NOT_SLOTS:
-            variable.assign(keras.ops.zeros_like(variable))
+            variable.assign(keras.ops.zeros(variable.shape, variable.dtype))
 
 
 def _known(weights, otherwise):
