@@ -207,8 +207,9 @@ def main(arguments=None):
     results = options.out / "born_again"
     evaluation.write_csv(evaluation.cumulative(rows), f"{results}.csv", overwrite=True)
     evaluation.plot_generations(rows, f"{results}.png", title=title, overwrite=True)
-    console.print(export_best(ensembles, options))
-    console.print(f"The picture is in {results}.png, the numbers are in {results}.csv.")
+    line = export_best(ensembles, options)
+    where = f"The picture is in {results}.png, the numbers are in {results}.csv."
+    console.print(line, where, sep="\n", soft_wrap=True)
 
 
 if __name__ == "__main__":

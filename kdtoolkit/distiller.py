@@ -214,7 +214,9 @@ class Distiller(KeepsRandomStates, keras.Model):
             context = context_of(y, sample_weight, example_id, self.epoch, self.progress)
             training = steps.stage() is Stage.TRAIN
             total += self.graph.losses_of(inputs, y_pred, context, training)
-        return ops.sum(ops.stack([ops.cast(loss, keras.config.floatx()) for loss in total]))
+        # A zero, since evaluation may have nothing to measure: memories say nothing of other data.
+        total = [ops.cast(loss, keras.config.floatx()) for loss in [0.0, *total]]
+        return ops.sum(ops.stack(total))
 
     def _label_loss(self, x, y, outputs, sample_weight, training):
         """Keras's compiled loss alone, without the regularisation that Keras adds to it."""

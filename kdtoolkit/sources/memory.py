@@ -69,7 +69,7 @@ class _Memory(Source):
         super().reset()
         for variable in self.weights:
             if variable is not self._score:
-                variable.assign(ops.zeros_like(variable))
+                variable.assign(ops.zeros(variable.shape, variable.dtype))
 
     def _new_table(self, name, *shape, dtype="float32"):
         return self.add_weight(
@@ -210,7 +210,7 @@ class PredictionMemory(_Memory):
 
     def begin_epoch(self):
         if self.table is not None:
-            self.written.assign(ops.zeros_like(self.written))
+            self.written.assign(ops.zeros(self.written.shape))
 
     def commit(self, score=None):
         if self.table is None:

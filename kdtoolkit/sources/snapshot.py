@@ -101,7 +101,8 @@ class Snapshot(Source):
 
     def commit(self, score=None):
         for mine, theirs in self._pairs.all:
-            mine.assign(theirs)
+            # A copy: JAX gives the memory of a variable away, so two must not share it.
+            mine.assign(ops.copy(theirs))
         self._count.assign(self._count + 1.0)
         super().commit(score)
 
