@@ -63,20 +63,6 @@ class Training:
     seconds: float
 
 
-class LastEpoch(keras.callbacks.Callback):
-    """Keeps a network's weights at the end of the last epoch.
-
-    It stands before `RewindOnPlateau`, which may put the best weights back in that very epoch.
-    """
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.weights = self.network.get_weights()
-
-
 def entrants(data, seed, epochs):
     """For each network of one seed: name, what is fitted, and the callbacks that make it learn."""
 
@@ -105,7 +91,6 @@ def train(model, data, callbacks, seed, epochs):
         example_ids=distils,  # by which a memory finds what it holds of each example
     )
     student = model.student if distils else model
-    last = LastEpoch(student)
     rewind = kd.callbacks.RewindOnPlateau(patience=10, min_lr=0.001, stop_patience=20)
     model.compile(
         keras.optimizers.SGD(RATE, momentum=0.9),
@@ -120,15 +105,14 @@ def train(model, data, callbacks, seed, epochs):
         shuffle=False,
         validation_data=(data.x_val, data.y_val),
         validation_batch_size=len(data.x_val),
-        callbacks=[kd.data.FollowEpochs(batches), *callbacks, last, rewind],
+        callbacks=[kd.data.FollowEpochs(batches), *callbacks, rewind],
         verbose=0,
     )
     seconds = time.perf_counter() - started
-    best_weights, best = student.get_weights(), accuracy(student, data)
-    student.set_weights(last.weights)
-    result = Training(student, history.history, best, accuracy(student, data), seconds)
-    student.set_weights(best_weights)
-    return result
+    rewind.put(rewind.last_weights())
+    last = accuracy(student, data)
+    rewind.put(rewind.best_weights())
+    return Training(student, history.history, accuracy(student, data), last, seconds)
 
 
 def accuracy(network, data):

@@ -55,6 +55,7 @@ def compiled(optimizer=None, **kwargs):
 def drive(callback, model, scores):
     """Run a callback through epochs without training; returns the logs of each, up to a stop."""
     callback.set_model(model)
+    callback.set_params({"epochs": len(scores)})
     model.stop_training = False
     callback.on_train_begin()
     found = []
@@ -189,7 +190,8 @@ def test_rewinds_rates_and_the_stop_follow_the_table(options, epochs):
     found = drive(callback, model, TABLE)
     assert len(found) == epochs
     assert model.stop_training is (callback.stop_patience is not None)
-    assert [logs["rewound"] for logs in found] == REWOUND[:epochs]
+    stopped = model.stop_training
+    assert [logs["rewound"] for logs in found] == REWOUND[: epochs - stopped] + [0] * stopped
     assert [logs["learning_rate"] for logs in found] == RATES[:epochs]
     assert (callback.best_score, callback.best_epoch) == (0.6, 3)
 
@@ -198,17 +200,28 @@ def test_rewinds_rates_and_the_stop_follow_the_table(options, epochs):
     ("scores", "options", "rewinds"),
     [
         # A plateau from the start: one rewind and the end.
-        ([0.5] * 99, {}, [20, 40]),
+        ([0.5] * 99, {}, [20]),
         # Better at epoch 30, ten after a rewind: both counts start again.
-        ([0.5] * 30 + [0.6] * 99, {}, [20, 50, 70]),
+        ([0.5] * 30 + [0.6] * 99, {}, [20, 50]),
         # Each rate has its turn.
-        ([0.5] * 99, {"stop_counts": "at_min_lr"}, [20, 40, 60, 80]),
+        ([0.5] * 99, {"stop_counts": "at_min_lr"}, [20, 40, 60]),
     ],
 )
 def test_the_papers_schedule_rewinds_after_20_epochs_and_ends_after_40(scores, options, rewinds):
     found = drive(RewindOnPlateau(**options), compiled(), scores)
     assert [epoch for epoch, logs in enumerate(found) if logs["rewound"]] == rewinds
-    assert len(found) == rewinds[-1] + 1
+    assert len(found) == rewinds[-1] + 20 + 1
+
+
+@pytest.mark.parametrize("options", [{}, {"stop_patience": None}], ids=["stopped", "ran out"])
+def test_the_last_weights_are_those_before_a_rewind_in_the_last_epoch(options):
+    model = compiled()
+    scores = Scores([0.5, 0.1, 0.1])
+    rewind = RewindOnPlateau(**{"patience": 2, "stop_patience": 2, **options})
+    fit(model, *data(), epochs=3, callbacks=[scores, rewind])
+    assert largest_difference(rewind.last_weights(), scores.weights[2]) == 0
+    assert largest_difference(scores.weights[2], scores.weights[0]) > 0.01
+    assert largest_difference(model.get_weights(), scores.weights[0]) == 0
 
 
 def test_the_smaller_the_better_for_a_loss():

@@ -489,3 +489,45 @@ def test_last_predictions_refuse_replicas(two_replicas):
         distiller = holding(kd.sources.LastPredictions())
     with pytest.raises(ValueError, match="can't follow examples from replica to replica"):
         fit(distiller, x, y)
+
+
+ENGINES = {
+    "eager": {"run_eagerly": True},
+    "compiled by XLA": {"jit_compile": True},
+    "several steps at once": {"steps_per_execution": 3},
+}
+
+
+@pytest.mark.tensorflow
+def test_every_way_of_running_the_step_fills_the_same_memory():
+    x, y = data(48)
+
+    def run(**kwargs):
+        distiller = holding(kd.sources.PredictionMemory(), student=dense())
+        distiller.compile(keras.optimizers.SGD(0.1), crossentropy(), **kwargs)
+        train(distiller, x, y, epochs=2, shuffle=False)
+        return [table(distiller.sources["teacher"]), *distiller.student.get_weights()]
+
+    expected = run()
+    for name, kwargs in ENGINES.items():
+        assert largest_difference(expected, run(**kwargs)) < 1e-5, name
+
+
+@pytest.mark.tensorflow
+def test_two_students_have_a_memory_each():
+    x, y = data(32)
+    follows = {name: kd.sources.PredictionMemory(follows=name) for name in ("a", "b")}
+    edges = [
+        kd.Transfer(kd.losses.SoftCrossEntropy(), source=f"past_{name}", student=name)
+        for name in follows
+    ]
+    distiller = kd.Distiller(
+        student={"a": dense(4, 1, norm=False), "b": dense(8, 2, norm=False, dtype="mixed_float16")},
+        teacher={f"past_{name}": source for name, source in follows.items()},
+        transfers=edges,
+    )
+    distiller.compile(keras.optimizers.SGD(0.0), crossentropy())
+    train(distiller, x, y)
+    for name, source in follows.items():
+        expected = ops.convert_to_numpy(distiller.students[name](x))
+        np.testing.assert_allclose(table(source), expected, atol=1e-5)

@@ -187,9 +187,10 @@ class Resume(keras.callbacks.Callback):
             state.set_state(_below(saved, f"callback/{index}/"))
 
     def _made_of(self):
-        """What must be the same to go on: shapes of all variables, classes of the callbacks."""
+        """What must be the same to go on: shapes of variables, optimizer and callbacks by class."""
         model = self.model
         parts = [f"a variable of the model of shape {tuple(v.shape)}" for v in model.variables]
+        parts.append(f"the optimizer {type(model.optimizer).__name__}")
         parts += [
             f"a variable of the optimizer of shape {tuple(v.shape)}"
             for v in model.optimizer.variables

@@ -96,7 +96,8 @@ class BestWeights(Monitor, keras.callbacks.Callback):
         self._improved(epoch, logs)
 
     def on_train_end(self, logs=None):
-        self._last = self._weights()
+        if self._last is None:
+            self._last = self._weights()
         if self.restore and self._best is not None:
             self.put(self._best)
 
@@ -124,7 +125,7 @@ class RewindOnPlateau(BestWeights):
         better one, since the best
 
     At the lowest rate the weights still return. With the defaults, a plateau that never ends is one
-    rewind after 20 epochs and the end after 40. The logs get `learning_rate`, the rate of this
+    rewind after 20 epochs and the end after 40, without a second rewind. The logs get `learning_rate`, the rate of this
     epoch (`learning_rate_<optimizer>` for several), and `rewound`, 1.0 or 0.0.
 
     All optimizers of a distiller with several are treated alike.
@@ -202,14 +203,16 @@ class RewindOnPlateau(BestWeights):
             return
         self._since_rewind += 1
         self._since_best += self.stop_counts == "all" or self._at_min_lr(optimizers)
-        if self._since_rewind == self.patience:
-            self._rewind(optimizers)
-            self._since_rewind = 0
-            logs["rewound"] = 1.0
         if self.stop_patience is not None and self._since_best >= self.stop_patience:
             self.model.stop_training = True
+        elif self._since_rewind == self.patience:
+            self._rewind(optimizers, epoch)
+            self._since_rewind = 0
+            logs["rewound"] = 1.0
 
-    def _rewind(self, optimizers):
+    def _rewind(self, optimizers, epoch):
+        if epoch + 1 == self.params["epochs"]:
+            self._last = self._weights()
         # Without any score, such as NaN from the start, there is nothing to go back to.
         if self._best is not None:
             self.put(self._best)
