@@ -125,8 +125,9 @@ class RewindOnPlateau(BestWeights):
         better one, since the best
 
     At the lowest rate the weights still return. With the defaults, a plateau that never ends is one
-    rewind after 20 epochs and the end after 40, without a second rewind. The logs get `learning_rate`, the rate of this
-    epoch (`learning_rate_<optimizer>` for several), and `rewound`, 1.0 or 0.0.
+    rewind after 20 epochs and the end after 40, without a second rewind. The logs get
+    `learning_rate`, the rate of this epoch (`learning_rate_<optimizer>` for several), and
+    `rewound`, 1.0 or 0.0.
 
     All optimizers of a distiller with several are treated alike.
 
