@@ -65,7 +65,7 @@ PRESETS = {
         "batch": 100,
         "learning_rate": 0.1,
         "noise": 0.0,
-        "max_train": 4000,
+        "max_train": 2000,
         "val_fraction": 0.2,
     },
     "cifar100": {
@@ -266,7 +266,7 @@ def parse(arguments):
     parser.add_argument("--methods", nargs="+", choices=ALL)
     for name in ("generations", "trials", "epochs", "patience", "stop-patience", "batch"):
         parser.add_argument(f"--{name}", type=int)
-    parser.add_argument("--max-train", type=int, help="images for training and validation together")
+    parser.add_argument("--max-train", type=int, help="training images; validation comes on top")
     for name in ("learning-rate", "noise", "val-fraction"):
         parser.add_argument(f"--{name}", type=float)
     parser.add_argument("--first-trial", type=int, default=0)
@@ -276,6 +276,8 @@ def parse(arguments):
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs"))
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("experiments/results"))
     given = parser.parse_args(arguments)
+    if given.data == "digits" and given.max_train:
+        parser.error("--max-train is for CIFAR-100; digits take their shares from --val-fraction")
     chosen = {key: value for key, value in vars(given).items() if value is not None}
     options = {**dict.fromkeys(vars(given)), **PRESETS[given.data], **chosen}
     known = {**ALL, **PRESETS[given.data]["methods"]}

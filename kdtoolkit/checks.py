@@ -3,8 +3,10 @@
 import keras
 import numpy as np
 
-from kdtoolkit.data.keys import strip
-from kdtoolkit.progress import TeacherPolicy
+from kdtoolkit.data.keys import is_arrays, strip
+from kdtoolkit.progress import LastCallback, TeacherPolicy
+from kdtoolkit.sources.numbering import with_example_ids
+from kdtoolkit.steps import placed
 
 PROBABILITIES = (
     "returns probabilities, but this loss expects logits (class scores before the softmax). Build "
@@ -125,9 +127,7 @@ def first_batch(x, batch_size=8):
     if isinstance(x, keras.utils.PyDataset):
         batch = x[0]
         return batch[0] if isinstance(batch, tuple) else batch
-    leaves = keras.tree.flatten(x)
-    # Arrays, tensors and nothing else: each has a shape with a first axis, and slices.
-    if leaves and all(len(getattr(leaf, "shape", None) or ()) > 0 for leaf in leaves):
+    if is_arrays(x):
         return keras.tree.map_structure(lambda leaf: leaf[:batch_size], x)
     return None
 
@@ -165,18 +165,56 @@ def one_per_example(sample_weight):
     return sample_weight
 
 
-def check_policies(sources, callbacks):
-    """Raise a ValueError if sources wait for a callback that isn't there.
+def before_fit(distiller, x, callbacks):
+    """What a distiller looks at before it trains; returns the input, with ids where needed.
 
     Args:
-        sources: `{name: Source}`.
-        callbacks: list of callbacks given to `fit`.
+        distiller: the `Distiller`.
+        x: the training input, as given to `fit`.
+        callbacks: list of the callbacks given to `fit`.
+
+    Raises:
+        ValueError: see `check_callbacks`, `with_example_ids`, `check_sources`.
     """
-    waiting = [name for name, source in sources.items() if source.commits]
-    if waiting and not any(isinstance(c, TeacherPolicy) for c in callbacks):
+    check_callbacks(distiller, callbacks)
+    with placed(distiller):
+        x = with_example_ids(distiller.sources.values(), x)
+    if not distiller.checked:
+        check_sources(distiller.graph, x)
+        distiller.checked = True
+    return x
+
+
+def check_callbacks(distiller, callbacks):
+    """Refuse callbacks under which the sources of a distiller would never, or wrongly, take over.
+
+    Args:
+        distiller: the `Distiller`.
+        callbacks: list of the callbacks given to `fit`.
+
+    Raises:
+        ValueError: no such callback although a source waits, or several; one behind a callback
+            that must be the last; one that monitors what nothing will measure.
+    """
+    policies = [c for c in callbacks if isinstance(c, TeacherPolicy)]
+    waiting = [name for name, source in distiller.sources.items() if source.commits]
+    names = [type(c).__name__ for c in callbacks]
+    if waiting and len(policies) != 1:
         raise ValueError(
             f"The sources {waiting} wait for a callback that tells them when to take over what "
-            "they saw. Expected `kd.callbacks.BestTeacher()` (needs validation data) or "
+            "they saw. Expected one of `kd.callbacks.BestTeacher()` (needs validation data) or "
             "`kd.callbacks.PeriodicTeacher()` among the callbacks of `fit`. Received: "
-            f"callbacks={[type(c).__name__ for c in callbacks]}"
+            f"callbacks={names}"
+        )
+    late = [c for c in callbacks[:-1] if isinstance(c, LastCallback)]
+    if late:
+        raise ValueError(
+            f"{type(late[0]).__name__} must see what the other callbacks did. Expected it as the "
+            f"last of the callbacks. Received: callbacks={names}"
+        )
+    if any(policy.monitor == "val_loss" for policy in policies) and not distiller.measures_loss:
+        raise ValueError(
+            "Without a label loss, 'val_loss' measures the transfers, and memories say nothing of "
+            "validation data, so it would always be 0. Expected a metric as `monitor`, a label "
+            "loss in `compile`, or `kd.callbacks.PeriodicTeacher()`. Received: monitor='val_loss'"
         )

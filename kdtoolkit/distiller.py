@@ -9,7 +9,6 @@ from kdtoolkit.graph import TransferGraph, context_of
 from kdtoolkit.progress import listed, with_progress
 from kdtoolkit.registry import public
 from kdtoolkit.saving import KeepsRandomStates
-from kdtoolkit.sources.numbering import with_example_ids
 from kdtoolkit.steps import Stage
 
 
@@ -99,7 +98,7 @@ class Distiller(KeepsRandomStates, keras.Model):
         self._evaluating = False
         # Whether the data of the last training and of the last evaluation had labels.
         self._labelled = {Stage.TRAIN: True, Stage.EVALUATE: True}
-        self._checked = False
+        self.checked = False
         self._compiled_with = {"loss": None}
         self.built = self.graph.built
 
@@ -112,7 +111,7 @@ class Distiller(KeepsRandomStates, keras.Model):
 
     @property
     def teachers(self):
-        """The teachers, `{name: model}`."""
+        """The teachers, `{name: model or source}`."""
         return {name: self.graph.node(name) for name in self.graph.teacher_names}
 
     @property
@@ -159,6 +158,11 @@ class Distiller(KeepsRandomStates, keras.Model):
     def _not_trained(self, variables):
         trained = {id(v) for v in self.trainable_weights}
         return [v for v in variables if id(v) not in trained]
+
+    @property
+    def measures_loss(self):
+        """Whether `evaluate` has a loss to measure: labels, or transfers other than memories'."""
+        return not self._label_free or bool(self.graph.active_edges(training=False))
 
     @property
     def _label_free(self):
@@ -316,12 +320,7 @@ class Distiller(KeepsRandomStates, keras.Model):
             ValueError: a teacher returns NaN, or probabilities where a loss expects logits; a
                 source lacks example ids, or the callback that it waits for.
         """
-        checks.check_policies(self.sources, listed(callbacks))
-        with steps.placed(self):
-            x = with_example_ids(self.sources.values(), x)
-        if not self._checked:
-            checks.check_sources(self.graph, x)
-            self._checked = True
+        x = checks.before_fit(self, x, listed(callbacks))
         callbacks = with_progress(callbacks)
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 

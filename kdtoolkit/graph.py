@@ -70,8 +70,10 @@ class TransferGraph(keras.layers.Layer):
         return {n: network for n in names if (network := self.network(n)) is not None}
 
     def preprocess(self, name):
-        """The layer that makes this node's input, or None."""
-        return getattr(self, f"preprocess_{name}") if name in self.preprocessed else None
+        """The layer that makes this node's input, or None. A source sees what its student sees."""
+        if name in self.preprocessed:
+            return getattr(self, f"preprocess_{name}")
+        return self.preprocess(self._followed[name]) if name in self._followed else None
 
     @property
     def trained_weights(self):
@@ -121,7 +123,8 @@ class TransferGraph(keras.layers.Layer):
 
     def _check_networks(self):
         nodes = self.networks
-        checks.check_input_shapes(nodes, self.preprocessed)
+        seeing = [name for name in nodes if self.preprocess(name) is not None]
+        checks.check_input_shapes(nodes, seeing)
         for name in self.logit_nodes:
             checks.check_logits(name, nodes[name])
         specs = {name: checks.input_spec(model) for name, model in nodes.items()}
@@ -200,15 +203,16 @@ class TransferGraph(keras.layers.Layer):
         for name in sources:
             self.node(name).update()
         teachers = sorted({edge.source for edge in edges} - set(self.student_names))
-        views = {**views, **{name: self._taught(name, x, views, context) for name in teachers}}
+        said = {name: self._taught(name, x, views, context, training) for name in teachers}
+        views = {**views, **said}
         losses = [self._loss_of(edge, x, views, context) for edge in edges]
         for name in sources:
             self.node(name).observe(self._said(name, views), context)
         return losses
 
-    def _taught(self, name, x, views, context):
+    def _taught(self, name, x, views, context, training):
         """What a teacher says: a network's view, or what a source holds."""
-        if name not in self.source_names:
+        if name not in self.source_names or not training:
             return self.forward(name, x)
         said = self._said(name, views)
         return self.node(name).read(lambda: self.forward(name, x), said, context)

@@ -14,6 +14,13 @@ class Progress(keras.callbacks.Callback):
 class TeacherPolicy(keras.callbacks.Callback):
     """Base class of the callbacks that decide when a source takes over what it saw."""
 
+    #: Key of the logs that decides, or None.
+    monitor = None
+
+
+class LastCallback(keras.callbacks.Callback):
+    """Base class of the callbacks that must see what all others did."""
+
 
 def listed(callbacks):
     """`callbacks` as given to `fit`, as a list."""

@@ -12,16 +12,18 @@ class KeepsRandomStates:
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
-        for index, state in enumerate(self._random_states()):
+        for index, state in enumerate(random_states(self)):
             store[f"random_{index}"] = keras.ops.convert_to_numpy(state)
 
     def load_own_variables(self, store):
         saved = {key: store[key] for key in store.keys()}
-        for index, state in enumerate(self._random_states()):
+        for index, state in enumerate(random_states(self)):
             if f"random_{index}" in saved:
                 state.assign(saved.pop(f"random_{index}"))
         super().load_own_variables(saved)
 
-    def _random_states(self):
-        weights = {id(v) for v in self.weights}
-        return [v for v in self.variables if id(v) not in weights]
+
+def random_states(model):
+    """The variables that Keras doesn't save with weights: the states of random layers."""
+    weights = {id(v) for v in model.weights}
+    return [v for v in model.variables if id(v) not in weights]

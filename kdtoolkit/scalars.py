@@ -37,6 +37,25 @@ def checked(value, name, owner, *, minimum=-math.inf, above=-math.inf, maximum=m
     return result
 
 
+def whole(value, name, owner, minimum=1):
+    """Return `value` as an int, or say which range was expected.
+
+    Args:
+        value: an int, of Python or NumPy.
+        name, owner: what the message calls the argument and the class or function that takes it.
+        minimum: smallest value allowed.
+
+    Raises:
+        ValueError: not a whole number, or out of range.
+    """
+    number = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not number or value < minimum:
+        raise ValueError(
+            f"`{name}` of {owner} must be an integer >= {minimum}. Received: {name}={value!r}"
+        )
+    return int(value)
+
+
 def variable(value, name):
     """A float32 scalar variable that no optimizer trains and every callback may assign."""
     return keras.Variable(

@@ -3,7 +3,8 @@
 import keras
 
 from kdtoolkit import scalars, wiring
-from kdtoolkit.callbacks import BestTeacher
+from kdtoolkit.callbacks import BestWeights
+from kdtoolkit.callbacks.teachers import with_best_teacher
 from kdtoolkit.distiller import Distiller
 from kdtoolkit.losses import SoftCrossEntropy
 from kdtoolkit.progress import TeacherPolicy, listed
@@ -36,14 +37,16 @@ class SelfDistiller(Distiller):
 
     `fit` on arrays numbers the examples by itself. Other data carries example ids, from
     `kd.data.ArrayPipeline(..., example_ids=True)` or `kd.data.with_ids`. Without a callback that
-    says when the source takes over, `fit` adds `kd.callbacks.BestTeacher()`, which monitors
-    "val_accuracy".
+    says when the source takes over, `fit` adds `kd.callbacks.BestTeacher`, which monitors what a
+    `kd.callbacks.RewindOnPlateau` in the list monitors, else "val_accuracy".
+
+    The stored targets start as the labels themselves, also where the label loss smooths them.
 
     Choices that the paper leaves open, and their arguments: targets from stored outputs or exactly
     recomputed (`source`), the weight of the born-again term (`previous_weight`, `normalise`). What
     happens to momentum at a rewind, and how epochs without progress are counted, are arguments of
     `kd.callbacks.RewindOnPlateau`. A new generation is a new `SelfDistiller`: its memory starts
-    with the labels.
+    with the labels. (A `Source` object that was used before keeps what it holds.)
 
     Args:
         student: the `keras.Model` that learns; it returns logits.
@@ -141,21 +144,34 @@ class SelfDistiller(Distiller):
     def fit(
         self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs
     ):
-        """As `Distiller.fit`; adds `kd.callbacks.BestTeacher()` where no such callback is given.
+        """As `Distiller.fit`; adds `kd.callbacks.BestTeacher` where no such callback is given.
 
         Raises:
             ValueError: as `Distiller.fit`; no validation data to tell the best epoch by.
         """
         callbacks = listed(callbacks)
         if self.source.commits and not any(isinstance(c, TeacherPolicy) for c in callbacks):
-            if kwargs.get("validation_data") is None and not kwargs.get("validation_split"):
-                raise ValueError(
-                    "The best epoch is told by validation. Expected `validation_data` or "
-                    "`validation_split` in `fit`, or `kd.callbacks.PeriodicTeacher()`, which needs "
-                    "neither. Received: none of them"
-                )
-            callbacks = [BestTeacher(), *callbacks]
+            if not any(isinstance(c, BestWeights) for c in callbacks):
+                self._check_measured(kwargs)
+            callbacks = with_best_teacher(callbacks)
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+
+    def _check_measured(self, arguments):
+        """Refuse a `fit` in which nothing would measure "val_accuracy"."""
+        data = [arguments.get(name) for name in ("validation_data", "validation_split")]
+        metrics = [self._compiled_with.get(name) for name in ("metrics", "weighted_metrics")]
+        if data[0] is None and not data[1]:
+            raise ValueError(
+                "'val_accuracy' tells the best epoch, but there is no validation data. Expected "
+                "`validation_data` or `validation_split` in `fit`, or "
+                "`kd.callbacks.PeriodicTeacher()`, which needs neither. Received: none of them"
+            )
+        if not any(metrics):
+            raise ValueError(
+                "'val_accuracy' tells the best epoch, but nothing measures it. Expected "
+                "`compile(metrics=['accuracy'])`, or `kd.callbacks.BestTeacher('val_loss')` among "
+                "the callbacks. Received: metrics=None"
+            )
 
     def get_config(self):
         previous = self.teachers.get("previous")

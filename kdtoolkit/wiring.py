@@ -51,7 +51,8 @@ def name_nodes(given, role):
             )
         if not isinstance(model, kinds):
             raise TypeError(
-                f"`{role}` must be a keras.Model, or a dict {{name: keras.Model}}. "
+                f"`{role}` must be a keras.Model{', a kd.sources.Source' * (role == 'teacher')}, "
+                "or a dict of them by name. "
                 f"Received: {name}={model!r}"
             )
     return dict(nodes)

@@ -415,7 +415,7 @@ def test_a_policy_without_a_source_that_waits_says_so(callback):
 
 @pytest.mark.parametrize("epochs", [0, -1, 1.5, True])
 def test_a_period_is_a_whole_number_of_epochs(epochs):
-    with pytest.raises(ValueError, match="`epochs` must be an integer >= 1"):
+    with pytest.raises(ValueError, match="`epochs` of PeriodicTeacher must be an integer >= 1"):
         PeriodicTeacher(epochs)
 
 

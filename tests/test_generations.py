@@ -590,7 +590,11 @@ RUNS = {
     "unknown method": ({"method": "ban"}, ValueError, "self_distillation.*Received.*'ban'"),
     "no method": ({"method": 1}, TypeError, "function .student, teacher."),
     "other result": ({"method": lambda s, t: s}, TypeError, "return a kd.Distiller"),
-    "no generation": ({"generations": 0}, ValueError, "`generations` must be an integer >= 1"),
+    "no generation": (
+        {"generations": 0},
+        ValueError,
+        "`generations` of train_generations must be an integer >= 1",
+    ),
     "no epoch between": ({"checkpoint_every": 0}, ValueError, "`checkpoint_every` must be"),
     "builders": ({"build": [network] * 2}, ValueError, "one function per generation, 1"),
     "a model": ({"build": network(0)}, TypeError, "must be a function seed"),

@@ -202,6 +202,14 @@ class Stop(keras.callbacks.Callback):
         self.model.stop_training = True
 
 
+def test_the_last_weights_of_a_run_that_ended_in_a_rewind_are_kept(tmp_path):
+    model = plain()
+    _, rewind = train(model, tmp_path, epochs=4)
+    assert largest_difference(rewind.last_weights(), rewind.best_weights()) > 1e-4
+    _, again = train(plain(), tmp_path, epochs=4)
+    assert largest_difference(again.last_weights(), rewind.last_weights()) == 0
+
+
 def test_a_run_that_a_callback_stopped_has_finished(tmp_path):
     assert run(tmp_path, [Stop()], epochs=4, kept=[]) == [0]
     assert Resume(tmp_path).epoch == 4
@@ -299,5 +307,5 @@ def test_a_model_without_weights_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["keep", "every"])
 @pytest.mark.parametrize("value", [0, 1.5, True])
 def test_numbers_of_epochs_are_whole_and_positive(name, value):
-    with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1"):
+    with pytest.raises(ValueError, match=f"`{name}` of Resume must be an integer >= 1"):
         Resume("anywhere", **{name: value})

@@ -1,5 +1,7 @@
 """Sources: what the graph's memories and snapshots hold, and when they teach it."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -295,6 +297,59 @@ def test_a_snapshots_layers_can_be_read():
     assert fit(distiller, x, y, epochs=2, batch_size=4).history["past"][1] > 0
 
 
+@pytest.mark.core
+def test_a_snapshot_sees_what_its_student_sees():
+    x, y = data(16)
+    student = dense(norm=False)
+    source = kd.sources.Snapshot(student)
+    distiller = kd.Distiller(
+        student=student,
+        teacher=source,
+        transfers=[kd.Transfer(kd.losses.SoftTargets(1.0), name="past")],
+        preprocess={"student": layers.Rescaling(0.1)},
+    )
+    distiller.compile(keras.optimizers.SGD(0.0), crossentropy())
+    history = train(distiller, x, y, epochs=2).history
+    assert history["past"][0] > 0.1
+    assert history["past"][1] < 1e-6
+
+
+def test_a_snapshot_of_a_network_that_builds_at_its_first_batch(tmp_path):
+    x, y = data(32)
+    student = Subclassed()
+    distiller = holding(kd.sources.Snapshot(student), student=student)
+    distiller.compile(keras.optimizers.SGD(0.1), crossentropy())
+    train(distiller, x, y, epochs=2)
+    snapshot = distiller.sources["teacher"].network
+    assert largest_difference(snapshot.get_weights(), student.get_weights()) == 0
+    distiller.save(tmp_path / "saved.keras")
+    loaded = keras.models.load_model(tmp_path / "saved.keras")
+    assert largest_difference(loaded.get_weights(), distiller.get_weights()) == 0
+
+
+@pytest.mark.core
+def test_sample_weights_reach_what_a_source_teaches():
+    x, y = data(32)
+    distiller = holding(kd.sources.PredictionMemory())
+    train(distiller, x, y)
+    weights = np.linspace(0.0, 2.0, 32).astype("float32")
+    past = train(distiller, x, y, sample_weight=weights, batch_size=32).history["past"][0]
+    p = softmax(distiller.student(x)).astype("float64")
+    entropy = -np.sum(p * np.log(p), axis=-1)
+    np.testing.assert_allclose(past, np.sum(weights * entropy) / 32, rtol=1e-5)
+
+
+def test_examples_without_a_label_take_part():
+    x, y = data(32)
+    y[::2] = -1
+    distiller = holding(kd.sources.PredictionMemory(initial="student"), label_weight=1.0)
+    labels = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+    distiller.compile(keras.optimizers.SGD(0.1), labels)
+    history = train(distiller, x, y, epochs=3).history
+    assert np.all(np.isfinite(history["loss"]))
+    assert history["label_loss"][-1] < history["label_loss"][0]
+
+
 # In a distiller -----------------------------------------------------------------------------
 
 
@@ -388,8 +443,6 @@ def test_two_replicas_fill_the_memory_like_one(two_replicas):
         history = train(distiller, x, y, epochs=3, shuffle=False)
         return distiller, history
 
-    import contextlib
-
     one, history_one = run(contextlib.nullcontext())
     two, history_two = run(two_replicas.scope())
     source = one.sources["teacher"], two.sources["teacher"]
@@ -398,6 +451,26 @@ def test_two_replicas_fill_the_memory_like_one(two_replicas):
     assert largest_difference(one.student.get_weights(), two.student.get_weights()) < 1e-6
     for name in ("loss", "past"):
         np.testing.assert_allclose(history_one.history[name], history_two.history[name], rtol=1e-5)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_two_replicas_keep_a_snapshot_like_one(decay, two_replicas):
+    x, y = data(64)
+
+    def run(scope):
+        keras.utils.set_random_seed(0)
+        with scope:
+            student = dense(norm=False)
+            distiller = holding(kd.sources.Snapshot(student, decay), student=student)
+            distiller.compile(keras.optimizers.SGD(0.1), crossentropy())
+        policy = [kd.callbacks.PeriodicTeacher()] if decay is None else []
+        train(distiller, x, y, epochs=3, shuffle=False, callbacks=policy)
+        snapshot = distiller.sources["teacher"].network
+        return [*student.get_weights(), *snapshot.get_weights()]
+
+    difference = largest_difference(run(contextlib.nullcontext()), run(two_replicas.scope()))
+    assert difference < 1e-6
 
 
 @pytest.mark.core
@@ -442,6 +515,44 @@ def test_an_id_beyond_the_table_stops_the_step():
         train(distiller, shuffled_dataset(x, y), None, shuffle=False)
 
 
+def test_where_a_step_cannot_stop_the_epoch_ends_with_the_error():
+    x, y = data(32)
+    distiller = holding(kd.sources.PredictionMemory(examples=20))
+    distiller.compile("sgd", crossentropy(), jit_compile=True)
+    with pytest.raises(ValueError, match="has 20 rows, but 12 example ids weren't among them"):
+        train(distiller, shuffled_dataset(x, y), None, shuffle=False)
+
+
+def test_a_memory_of_another_class_count_is_refused():
+    x, y = data(16)
+    memory = kd.sources.PredictionMemory()
+    train(holding(memory), x, y)
+    with pytest.raises(ValueError, match="holds outputs of 3 classes, but the student.*has 5"):
+        holding(memory, student=dense(classes=5))
+
+
+def test_a_loop_without_fit_must_say_how_many_examples_there_are():
+    x, y = data(16)
+    distiller = holding(kd.sources.PredictionMemory())
+    with pytest.raises(ValueError, match="must know how many training examples"):
+        distiller.train_on_batch(kd.data.with_ids(x), y)
+
+
+def test_callbacks_that_defeat_a_source_are_refused(tmp_path):
+    x, y = data(16)
+    distiller = holding(kd.sources.PredictionMemory())
+    best, each = kd.callbacks.BestTeacher(), kd.callbacks.PeriodicTeacher()
+    with pytest.raises(ValueError, match="Expected one of"):
+        train(distiller, x, y, callbacks=[best, each], validation_split=0.25)
+    resume = kd.callbacks.Resume(tmp_path)
+    with pytest.raises(ValueError, match="Resume must see what the other callbacks did"):
+        train(distiller, x, y, callbacks=[resume, each])
+    free = holding(kd.sources.PredictionMemory(initial="student"))
+    free.compile("sgd")
+    with pytest.raises(ValueError, match="memories say nothing of validation data"):
+        train(free, x, None, callbacks=[kd.callbacks.BestTeacher("val_loss")], validation_split=0.5)
+
+
 def test_a_source_nobody_commits_is_refused():
     x, y = data(16)
     distiller = holding(kd.sources.PredictionMemory())
@@ -452,13 +563,13 @@ def test_a_source_nobody_commits_is_refused():
 def test_sources_say_what_is_wrong_with_their_arguments():
     with pytest.raises(ValueError, match="`dtype` must be one of"):
         kd.sources.PredictionMemory(dtype="int8")
-    with pytest.raises(ValueError, match="`examples` must be an integer > 0"):
+    with pytest.raises(ValueError, match="`examples` of PredictionMemory must be an integer >= 1"):
         kd.sources.PredictionMemory(examples=0)
     with pytest.raises(ValueError, match="`decay` must be below 1"):
         kd.sources.PredictionMemory(decay=1.0)
     with pytest.raises(ValueError, match="`initial` must be one of"):
         kd.sources.PredictionMemory(initial="zeros")
-    with pytest.raises(ValueError, match="`lifetime` must be an integer >= 1"):
+    with pytest.raises(ValueError, match="`lifetime` of LastPredictions must be an integer >= 1"):
         kd.sources.LastPredictions(lifetime=0)
     with pytest.raises(TypeError, match="expected the student, a keras.Model"):
         kd.sources.Snapshot("student")

@@ -7,7 +7,10 @@ import shutil
 import keras
 import numpy as np
 
+from kdtoolkit import scalars
 from kdtoolkit.callbacks.state import as_array, stateful
+from kdtoolkit.progress import LastCallback
+from kdtoolkit.saving import random_states
 
 WEIGHTS = "model.weights.h5"
 STATE = "state.npz"
@@ -15,7 +18,7 @@ FINISHED = "epoch-"
 TEMPORARY = "tmp-"
 
 
-class Resume(keras.callbacks.Callback):
+class Resume(LastCallback):
     """Writes all state of a run after epochs, and goes on from the newest that was written.
 
     ```python
@@ -66,13 +69,10 @@ class Resume(keras.callbacks.Callback):
 
     def __init__(self, directory, callbacks=(), every=1, keep=2):
         super().__init__()
-        for name, value in (("every", every), ("keep", keep)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be an integer >= 1. Received: {name}={value!r}")
+        self.every = scalars.whole(every, "every", "Resume")
+        self.keep = scalars.whole(keep, "keep", "Resume")
         self.directory = pathlib.Path(directory)
         self.callbacks = list(callbacks)
-        self.every = every
-        self.keep = keep
         self._states = [stateful(callback) for callback in self.callbacks]
         # What the first epoch of this `fit` must be; None once it was.
         self._expected = None
@@ -170,7 +170,7 @@ class Resume(keras.callbacks.Callback):
             "stopped": stopped,
             "made_of": self._made_of(),
         }
-        for index, variable in enumerate(_random_states(model)):
+        for index, variable in enumerate(random_states(model)):
             arrays[f"random/{index}"] = keras.ops.convert_to_numpy(variable)
         for index, state in enumerate(self._states):
             saved = state.get_state()
@@ -181,7 +181,7 @@ class Resume(keras.callbacks.Callback):
         model, saved = self.model, _read(folder)
         _compare(self.directory, list(saved["made_of"]), self._made_of())
         model.load_weights(folder / WEIGHTS)
-        for index, variable in enumerate(_random_states(model)):
+        for index, variable in enumerate(random_states(model)):
             variable.assign(saved[f"random/{index}"])
         for index, state in enumerate(self._states):
             state.set_state(_below(saved, f"callback/{index}/"))
@@ -196,12 +196,6 @@ class Resume(keras.callbacks.Callback):
             for v in model.optimizer.variables
         ]
         return parts + [f"the callback {type(callback).__name__}" for callback in self.callbacks]
-
-
-def _random_states(model):
-    """The variables that Keras doesn't save with weights: the states of random layers."""
-    weights = {id(v) for v in model.weights}
-    return [v for v in model.variables if id(v) not in weights]
 
 
 def _read(folder):

@@ -58,7 +58,12 @@ class BestWeights(Monitor, keras.callbacks.Callback):
         Raises:
             ValueError: no epoch had a score.
         """
-        return _known(self._best, "No epoch had a score yet. Expected `fit` with this callback")
+        return _known(
+            self._best,
+            "No epoch had a score, so there are no best weights. Expected a number as "
+            f"'{self.monitor}' in the logs of some epoch. Received: NaN in all of them, or no "
+            "`fit`. If it was NaN, lower the learning rate, or keep the last weights instead",
+        )
 
     def last_weights(self):
         """The weights at the end of the last epoch, a list of arrays, for `put`.
@@ -92,6 +97,9 @@ class BestWeights(Monitor, keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._reset()
 
+    def on_epoch_begin(self, epoch, logs=None):
+        self._last = None
+
     def on_epoch_end(self, epoch, logs=None):
         self._improved(epoch, logs)
 
@@ -103,13 +111,18 @@ class BestWeights(Monitor, keras.callbacks.Callback):
 
     def get_state(self):
         """What `kd.callbacks.Resume` saves: a dict of arrays."""
-        return state.pack({"score": self.best_score, "epoch": self.best_epoch}, self._best)
+        numbers = {"score": self.best_score, "epoch": self.best_epoch}
+        # What a rewind in the last epoch replaced: a run that ends there may still be resumed.
+        last = {f"last_{i:05d}": array for i, array in enumerate(self._last or [])}
+        return {**state.pack(numbers, self._best), **last}
 
     def set_state(self, saved):
         """Goes on from what `get_state` returned."""
         self._reset()
+        last = [saved[name] for name in sorted(saved) if name.startswith("last_")]
+        self._last = last or None
         numbers, self._best = state.unpack(saved)
-        if numbers:
+        if "score" in numbers:
             self.best_score, self.best_epoch = float(numbers["score"]), int(numbers["epoch"])
 
 
@@ -176,12 +189,12 @@ class RewindOnPlateau(BestWeights):
     ):
         super().__init__(monitor, mode, restore)
         owner = type(self).__name__
-        self.patience = _epochs(patience, "patience")
+        self.patience = scalars.whole(patience, "patience", owner)
         self.factor = scalars.checked(factor, "factor", owner, above=0.0, maximum=1.0)
         self.min_lr = scalars.checked(min_lr, "min_lr", owner, minimum=0.0)
-        self.stop_patience = (
-            None if stop_patience is None else _epochs(stop_patience, "stop_patience")
-        )
+        self.stop_patience = stop_patience
+        if stop_patience is not None:
+            self.stop_patience = scalars.whole(stop_patience, "stop_patience", owner)
         self.momentum = _one_of(MOMENTUM, momentum, "momentum")
         self.stop_counts = _one_of(STOP_COUNTS, stop_counts, "stop_counts")
 
@@ -290,12 +303,6 @@ def _known(weights, otherwise):
     if weights is None:
         raise ValueError(otherwise)
     return weights
-
-
-def _epochs(value, name):
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` must be an integer >= 1. Received: {name}={value!r}")
-    return value
 
 
 def _one_of(options, value, name):

@@ -1,8 +1,10 @@
 """When the past selves of a student start to teach."""
 
+from kdtoolkit import scalars
 from kdtoolkit.callbacks.monitor import Monitor
+from kdtoolkit.callbacks.rewind import BestWeights
 from kdtoolkit.distiller import Distiller
-from kdtoolkit.progress import TeacherPolicy
+from kdtoolkit.progress import LastCallback, TeacherPolicy
 
 
 class _EpochTeacher(TeacherPolicy):
@@ -95,12 +97,29 @@ class PeriodicTeacher(_EpochTeacher):
 
     def __init__(self, epochs=1):
         super().__init__()
-        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-            raise ValueError(f"`epochs` must be an integer >= 1. Received: epochs={epochs!r}")
-        self.epochs = epochs
+        self.epochs = scalars.whole(epochs, "epochs", type(self).__name__)
 
     def on_epoch_end(self, epoch, logs=None):
         due = (epoch + 1) % self.epochs == 0
         for source in self._waiting() if due else []:
             source.commit()
         logs["teacher_updated"] = float(due)
+
+
+def with_best_teacher(callbacks, monitor="val_accuracy"):
+    """`callbacks` with a `BestTeacher` that agrees with the callback that keeps the best weights.
+
+    Args:
+        callbacks: list of callbacks.
+        monitor: what to monitor if no `BestWeights` is among them.
+
+    Returns:
+        A new list. `BestTeacher` comes after what may add the monitored value to the logs, and
+        before a callback that must be the last.
+    """
+    for index, callback in enumerate(callbacks):
+        if isinstance(callback, BestWeights):
+            teacher = BestTeacher(callback.monitor, callback.mode)
+            return [*callbacks[:index], teacher, *callbacks[index:]]
+    last = len(callbacks) - sum(isinstance(c, LastCallback) for c in callbacks[-1:])
+    return [*callbacks[:last], BestTeacher(monitor), *callbacks[last:]]

@@ -7,6 +7,7 @@ output of an example by it. A batch with ids is a dict; a batch without stays wh
 import sys
 from collections.abc import Mapping
 
+import keras
 import numpy as np
 
 EXAMPLE_ID = "example_id"
@@ -102,6 +103,12 @@ def _without_collision(x):
     if EXAMPLE_ID in x:
         raise ValueError(f'The inputs have the key "{EXAMPLE_ID}" already. Add ids only once.')
     return x
+
+
+def is_arrays(x):
+    """Whether `x` is arrays or tensors and nothing else: each has a first axis, and slices."""
+    leaves = keras.tree.flatten(x)
+    return bool(leaves) and all(len(getattr(leaf, "shape", None) or ()) > 0 for leaf in leaves)
 
 
 def is_tf_dataset(x):

@@ -153,13 +153,12 @@ def load_network(directory, generation):
 
 
 def describe_data(data):
-    """What tells two data sets or splits apart: shapes, and a checksum of the labels."""
-    parts = ("train", "val", "test")
-    labels = [np.ascontiguousarray(getattr(data, f"y_{part}")) for part in parts]
+    """What tells two data sets or splits apart: shapes and checksums."""
+    names = [f"{kind}_{part}" for part in ("train", "val", "test") for kind in ("x", "y")]
+    arrays = {name: np.ascontiguousarray(getattr(data, name)) for name in names}
     return {
         "name": data.name,
-        **{f"x_{part}": list(getattr(data, f"x_{part}").shape) for part in parts},
-        **{f"y_{p}": zlib.crc32(y.tobytes()) for p, y in zip(parts, labels, strict=True)},
+        **{name: [*array.shape, zlib.crc32(array)] for name, array in arrays.items()},
     }
 
 

@@ -4,8 +4,8 @@ import gc
 from pathlib import Path
 
 import keras
-import numpy as np
 
+from kdtoolkit import scalars
 from kdtoolkit.data import Dataset
 from kdtoolkit.generations.methods import find_method
 from kdtoolkit.generations.recipe import Recipe
@@ -35,7 +35,9 @@ def train_generations(
 
     Called again with the same arguments it goes on where it was: finished generations are read, an
     interrupted one continues after its last checkpoint, and the weights end bit-equal to those of
-    a run without interruption on the same machine. A larger `generations` adds more.
+    a run without interruption on the same machine. A larger `generations` adds more. The same
+    means: method (by its name), seed, recipe and data. What `build` returns isn't compared, nor
+    are two functions of one name, such as lambdas: give each its own directory.
 
     Every generation has a seed of its own, `generation_seed(seed, generation)`, for the weights,
     the order of the examples, the augmentation and Keras's global random state
@@ -89,17 +91,18 @@ def train_generations(
     whether the last or the best weights teach); Takagi and Hattori, IPSJ 81st National Convention
     (2019), 4U-02 (best validation weights).
     """
-    _check_number("generations", generations, 1)
-    _check_number("seed", seed, 0)
+    owner = "train_generations"
+    generations = scalars.whole(generations, "generations", owner)
+    seed = scalars.whole(seed, "seed", owner, minimum=0)
     if checkpoint_every is not None:
-        _check_number("checkpoint_every", checkpoint_every, 1)
+        checkpoint_every = scalars.whole(checkpoint_every, "checkpoint_every", owner)
     _check_types(data, recipe)
     name, function = find_method(method)
     directory, builders = Path(directory), _builders(build, generations)
-    settings = {"method": name, "seed": int(seed), "recipe": recipe.describe()}
+    settings = {"method": name, "seed": seed, "recipe": recipe.describe()}
     check_settings(directory, {**settings, "data": describe_data(data)})
     trial = Trial(
-        builders, data, recipe, name, function, directory, int(seed), checkpoint_every, verbose
+        builders, data, recipe, name, function, directory, seed, checkpoint_every, verbose
     )
     records = []
     for generation in range(1, generations + 1):
@@ -130,11 +133,6 @@ def _builders(build, generations):
             f"`lambda seed: kd.models.mlp((64,), 10, seed=seed)`. Received: build={build!r}"
         )
     return builders
-
-
-def _check_number(name, value, minimum):
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
-        raise ValueError(f"`{name}` must be an integer >= {minimum}. Received: {name}={value!r}")
 
 
 def _check_types(data, recipe):

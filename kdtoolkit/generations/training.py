@@ -8,8 +8,9 @@ import keras
 import numpy as np
 
 from kdtoolkit import checks
-from kdtoolkit.callbacks import BestTeacher, BestWeights, Resume
+from kdtoolkit.callbacks import BestWeights, Resume
 from kdtoolkit.callbacks.state import stateful
+from kdtoolkit.callbacks.teachers import with_best_teacher
 from kdtoolkit.data import ArrayPipeline, Dataset, FollowEpochs
 from kdtoolkit.distiller import Distiller
 from kdtoolkit.generations.recipe import Recipe
@@ -158,10 +159,10 @@ class Trial:
         """Train to the end. Returns the callbacks that know the weights and the time."""
         recipe, data = self.recipe, self.data
         callbacks = recipe.new_callbacks()
+        best = _best_weights(callbacks, recipe.monitor)
         waiting = any(source.commits for source in distiller.sources.values())
         if waiting and not any(isinstance(c, TeacherPolicy) for c in callbacks):
-            callbacks.insert(0, BestTeacher(recipe.monitor))
-        best = _best_weights(callbacks, recipe.monitor)
+            callbacks = with_best_teacher(callbacks)
         watch = Stopwatch()
         callbacks = [FollowEpochs(pipeline), *callbacks, watch]
         first, last = 0, []

@@ -20,19 +20,27 @@ class _Memory(Source):
         super().__init__(follows=follows, initial=initial, name=name)
         if dtype not in DTYPES:
             raise ValueError(f"`dtype` must be one of {DTYPES}. Received: dtype={dtype!r}")
-        if examples is not None and not (isinstance(examples, int) and examples > 0):
-            raise ValueError(f"`examples` must be an integer > 0. Received: examples={examples!r}")
-        self.examples = examples
+        owner = type(self).__name__
+        self.examples = None if examples is None else scalars.whole(examples, "examples", owner)
         self.classes = None
+        self.table = None
         self.table_dtype = dtype
         # A float, because GPUs have no scatter of integers; exact up to 16 million steps.
         self._clock = scalars.variable(0.0, "clock")
+        # How many ids were no row of the table, where the step itself can't stop for them.
+        self._strays = scalars.variable(0.0, "strays")
 
     def connect(self, student, output):
         if not isinstance(output, keras.KerasTensor) or len(output.shape) != 2:
             raise ValueError(
                 f"{type(self).__name__} '{self.name}' holds one output of shape (batch, classes). "
                 f"Received: {keras.tree.map_structure(lambda t: tuple(t.shape), output)}"
+            )
+        if self.table is not None and self.table.shape[1] != output.shape[-1]:
+            raise ValueError(
+                f"{type(self).__name__} '{self.name}' holds outputs of {self.table.shape[1]} "
+                f"classes, but the student that it follows has {output.shape[-1]}. Expected the "
+                "same. Make a new memory for this student"
             )
         self.classes = output.shape[-1]
         self._make_tables()
@@ -47,11 +55,7 @@ class _Memory(Source):
             ValueError: neither side knows, or they disagree.
         """
         if self.examples is None and examples is None:
-            raise ValueError(
-                f"{type(self).__name__} '{self.name}' must know how many training examples there "
-                "are: arrays and `kd.data.ArrayPipeline` say so, other data doesn't. Expected "
-                f"`{type(self).__name__}(examples=...)`. Received: examples=None"
-            )
+            self._unknown_length()
         if examples is not None and self.examples not in (None, examples):
             raise ValueError(
                 f"{type(self).__name__} '{self.name}' has {self.examples} rows, but there are "
@@ -61,8 +65,21 @@ class _Memory(Source):
         self.examples = self.examples or examples
         self._make_tables()
 
+    def _unknown_length(self):
+        raise ValueError(
+            f"{type(self).__name__} '{self.name}' must know how many training examples there are: "
+            "`fit` reads it from arrays and `kd.data.ArrayPipeline`, other data and other loops "
+            f"don't say. Expected `{type(self).__name__}(examples=...)`. Received: examples=None"
+        )
+
     def _make_tables(self):
         """Create the variables once both numbers are known."""
+        if self.table is None and None not in (self.examples, self.classes):
+            self.table = self._new_table("table", self.classes, dtype=self.table_dtype)
+            self._make_more()
+
+    def _make_more(self):
+        """Create what stands beside the table."""
         raise NotImplementedError
 
     def reset(self):
@@ -89,6 +106,8 @@ class _Memory(Source):
                 "arrays, or inputs from `kd.data.with_ids(x)`, or "
                 "`kd.data.ArrayPipeline(..., example_ids=True)`. Received: example_id=None"
             )
+        if self.table is None:
+            self._unknown_length()
         ids = ops.reshape(ops.cast(ids, "int32"), (-1,))
         return steps.check_rows(
             ids,
@@ -102,6 +121,21 @@ class _Memory(Source):
         other = self.in_place_of_nothing(student_output, context["labels"])
         logits = ops.where(found[:, None], ops.cast(logits, other.dtype), other)
         return {"output": logits, "taps": {}}
+
+    def _count_strays(self, context):
+        ids = ops.cast(context["example_id"], "int32")
+        stray = ops.logical_or(ids < 0, ids >= self.examples)
+        self._strays.assign(self._strays + ops.sum(ops.cast(stray, "float32")))
+
+    def _check_strays(self):
+        count = sum(float(ops.convert_to_numpy(copy)) for copy in steps.copies(self._strays))
+        if count:
+            raise ValueError(
+                f"{type(self).__name__} '{self.name}' has {self.examples} rows, but {count:.0f} "
+                "example ids weren't among them. Expected ids from 0 to "
+                f"{self.examples - 1}. Received: data with more examples than the memory. Make a "
+                "new distiller with a memory of the right length"
+            )
 
     def _tick(self):
         self._clock.assign(self._clock + 1.0)
@@ -126,6 +160,12 @@ class PredictionMemory(_Memory):
 
     Memory: two tables of examples * classes * (4 bytes, or 2 for float16) and 8 bytes per example.
     45,000 examples of 100 classes take 36 MB, or 18 MB in float16.
+
+    Where nothing is held, labels become logits of 0 and -10,000, whose softmax is exactly the
+    label; half precision and `decay` keep logits up to a constant. Losses that compare logits
+    themselves, such as `LogitsMSE`, want `initial="student"`, full precision and no `decay`.
+
+    A memory that is given to another distiller keeps what it holds; `reset()` forgets it.
 
     With `decay` the table is an average over commits, `Z <- decay * Z + (1 - decay) * p`, taught
     as `Z / (1 - decay^t)` after t commits of the example (temporal ensembling). It then holds
@@ -179,12 +219,8 @@ class PredictionMemory(_Memory):
         self.decay = scalars.checked(decay, "decay", type(self).__name__, minimum=0.0)
         if self.decay >= 1:
             raise ValueError(f"`decay` must be below 1. Received: decay={decay}")
-        self.table = None
 
-    def _make_tables(self):
-        if self.table is not None or self.examples is None or self.classes is None:
-            return
-        self.table = self._new_table("table", self.classes, dtype=self.table_dtype)
+    def _make_more(self):
         self.pending = self._new_table("pending", self.classes, dtype=self.table_dtype)
         # When each example was written in this epoch, 0 for not yet; and how often committed.
         self.written = self._new_table("written")
@@ -201,6 +237,7 @@ class PredictionMemory(_Memory):
 
     def observe(self, student_output, context):
         self._tick()
+        self._count_strays(context)
         rows = self._rows(context)
         output = ops.cast(student_output, "float32")
         values = ops.softmax(output) if self.decay else _finite_in(self.table_dtype, output)
@@ -209,12 +246,14 @@ class PredictionMemory(_Memory):
         steps.write_rows(self.written, rows, now)
 
     def begin_epoch(self):
+        self._check_strays()
         if self.table is not None:
             self.written.assign(ops.zeros(self.written.shape))
 
     def commit(self, score=None):
         if self.table is None:
             raise ValueError(f"PredictionMemory '{self.name}' has seen no batch to commit.")
+        self._check_strays()
         pending, written = self._of_all_replicas()
         seen = written > 0
         if self.decay:
@@ -281,17 +320,10 @@ class LastPredictions(_Memory):
         name=None,
     ):
         super().__init__(examples, dtype, follows, initial, name)
-        if lifetime is not None and not (isinstance(lifetime, int) and lifetime >= 1):
-            raise ValueError(
-                f"`lifetime` must be an integer >= 1, or None. Received: lifetime={lifetime!r}"
-            )
-        self.lifetime = lifetime
-        self.table = None
+        owner = type(self).__name__
+        self.lifetime = None if lifetime is None else scalars.whole(lifetime, "lifetime", owner)
 
-    def _make_tables(self):
-        if self.table is not None or self.examples is None or self.classes is None:
-            return
-        self.table = self._new_table("table", self.classes, dtype=self.table_dtype)
+    def _make_more(self):
         self.written = self._new_table("written")
 
     def update(self):

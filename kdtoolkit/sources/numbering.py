@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from kdtoolkit.data.keys import EXAMPLE_ID, is_tf_dataset, with_ids
+from kdtoolkit.data.keys import EXAMPLE_ID, is_arrays, is_tf_dataset, with_ids
 
 WAY_OUT = (
     "Expected arrays, `kd.data.ArrayPipeline(..., example_ids=True)`, or inputs from "
@@ -31,7 +31,7 @@ def with_example_ids(sources, x):
     if not memories:
         return x
     chosen = False
-    if not _is_arrays(x):
+    if not is_arrays(x):
         _check_ids(memories[0], x)
         examples = getattr(x, "examples", None)
     else:
@@ -43,11 +43,6 @@ def with_example_ids(sources, x):
         enough = chosen and memory.examples is not None and examples < memory.examples
         memory.prepare(None if enough else examples)
     return x
-
-
-def _is_arrays(x):
-    leaves = keras.tree.flatten(x)
-    return bool(leaves) and all(len(getattr(leaf, "shape", None) or ()) > 0 for leaf in leaves)
 
 
 def _check_ids(memory, x):
