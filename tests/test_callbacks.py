@@ -345,7 +345,6 @@ def remembering():
     return distiller
 
 
-@pytest.mark.core
 def test_the_best_epoch_teaches_and_a_loaded_distiller_remembers_its_score(tmp_path):
     distiller = remembering()
     (source,) = distiller.sources.values()

@@ -116,7 +116,6 @@ def test_half_precision_members_are_averaged_in_single_precision():
     assert keras.backend.standardize_dtype(ensemble(x).dtype) == "float32"
 
 
-@pytest.mark.core
 def test_it_teaches():
     ensemble, student, (x, y) = Ensemble(members()), dense(8, 7, norm=False), data()
     distiller = kd.Distiller(

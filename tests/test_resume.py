@@ -109,8 +109,7 @@ def assert_same_state(first, second):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("make", [plain, distilling])
+@pytest.mark.parametrize("make", [plain, pytest.param(distilling, marks=pytest.mark.core)])
 def test_a_run_interrupted_in_an_epoch_ends_with_the_bits_of_one_that_was_not(make, tmp_path):
     whole = make()
     _, rewind = train(whole, tmp_path / "whole")
@@ -184,7 +183,6 @@ def test_checkpoints_may_come_every_few_epochs_and_the_last_epoch_has_one(tmp_pa
     assert Resume(tmp_path).epoch == 5
 
 
-@pytest.mark.core
 def test_a_finished_run_runs_no_epoch_more_but_puts_the_best_weights_back(tmp_path):
     first = plain()
     train(first, tmp_path)

@@ -88,7 +88,6 @@ def test_each_example_meets_its_own_stored_output(kind):
     np.testing.assert_allclose(history["past"][0], -np.mean(np.sum(p * np.log(p), -1)), atol=1e-5)
 
 
-@pytest.mark.core
 def test_examples_that_an_epoch_left_out_keep_what_they_had():
     x, y = data(20)
     source = kd.sources.PredictionMemory(examples=20)
@@ -327,7 +326,6 @@ def test_a_snapshot_of_a_network_that_builds_at_its_first_batch(tmp_path):
     assert largest_difference(loaded.get_weights(), distiller.get_weights()) == 0
 
 
-@pytest.mark.core
 def test_sample_weights_reach_what_a_source_teaches():
     x, y = data(32)
     distiller = holding(kd.sources.PredictionMemory())
@@ -384,7 +382,6 @@ def test_sources_cost_no_pass_of_the_student_and_no_retracing():
     assert len(calls) == 1
 
 
-@pytest.mark.core
 def test_evaluate_leaves_sources_alone_and_needs_no_ids():
     x, y = data(32)
     for source in (kd.sources.PredictionMemory(), kd.sources.Snapshot(dense(norm=False), 0.9)):

@@ -54,14 +54,15 @@ def generations_figure(rows, title=None):
         handles.append(_draw_time(time, lines, f"C{index}", offset, width, seconds))
     accuracy.set_xticks(sorted({line["generation"] for line in table}))
     accuracy.set_xlabel("Generation")
-    accuracy.set_ylabel("Test accuracy (%), mean and standard deviation")
+    accuracy.set_ylabel("Test accuracy (%), mean ± sd")
     time.set_ylabel(f"Cumulative training time ({unit})")
     # The axes drawn last hide the others: lines belong above bars.
     accuracy.set_zorder(time.get_zorder() + 1)
     accuracy.patch.set_visible(False)
     if title is not None:
         accuracy.set_title(title)
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(methods))
+    # More columns than three would be wider than the figure.
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(methods), 3))
     return figure
 
 
