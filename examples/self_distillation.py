@@ -1,6 +1,6 @@
 """Self-distillation: a network learns from what it said itself in its best epoch so far.
 
-    python examples/self_distillation.py           # about a minute on 2 cores, no download
+    python examples/self_distillation.py           # about 2 minutes on 2 cores, no download
     python examples/self_distillation.py --seeds 10
 
 The data are scikit-learn's handwritten digits, 8x8 pixels, and 30 % of the training labels are

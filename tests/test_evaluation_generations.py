@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kdtoolkit import evaluation
-from kdtoolkit.evaluation import files
+from kdtoolkit.files import draft_of
 
 # --- generations ---------------------------------------------------------------------------------
 
@@ -386,7 +386,7 @@ def test_rows_that_make_no_table_are_not_written(tmp_path, rows, message):
 def test_writing_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "results.csv"
     path.write_text("old")
-    with pytest.raises(OSError, match="disk full"), files.draft_of(path, overwrite=True) as draft:
+    with pytest.raises(OSError, match="disk full"), draft_of(path, overwrite=True) as draft:
         draft.write_text("half")
         raise OSError("disk full")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

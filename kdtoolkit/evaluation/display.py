@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 
 from kdtoolkit.evaluation.extras import require
-from kdtoolkit.evaluation.files import draft_of
 from kdtoolkit.evaluation.generations import generation_table
+from kdtoolkit.files import draft_of
 
 _MARKERS = "os^Dvp"
 

@@ -1,43 +1,16 @@
-"""Results in files: rows as CSV, and writing that never leaves half a file."""
+"""Results in files: rows as CSV."""
 
 import contextlib
 import csv
-import os
-import uuid
-from pathlib import Path
 
 import numpy as np
 
 from kdtoolkit.evaluation.generations import as_dict
+from kdtoolkit.files import draft_of
 
 # Columns of method names, which stay text even where a name looks like a number.
 _NAMES = ("method", "first", "second")
 _WORDS = {"": None, "True": True, "False": False}
-
-
-@contextlib.contextmanager
-def draft_of(path, overwrite):
-    """Gives a temporary path beside `path`, which takes its place if the block ends well.
-
-    Args:
-        path: the file to write.
-        overwrite: bool, whether it may replace an existing file.
-
-    Yields:
-        The temporary `pathlib.Path`, with the same ending.
-
-    Raises:
-        FileExistsError: if the file exists and `overwrite` is False.
-    """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists already. Use another path or `overwrite=True`")
-    draft = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
-    try:
-        yield draft
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def write_csv(rows, path, overwrite=False):

@@ -1,33 +1,15 @@
 """The optional packages behind the export: how they are imported and kept silent."""
 
 import contextlib
-import importlib
+import functools
 import os
 import sys
 import tempfile
 from dataclasses import dataclass
 
+from kdtoolkit import optional
 
-def require(module):
-    """Import an optional module, or say how to install it.
-
-    Args:
-        module: Dotted name, for example `"ai_edge_litert.interpreter"`.
-
-    Returns:
-        The imported module.
-
-    Raises:
-        ImportError: If the module is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise ImportError(
-            f"kdtoolkit.export needs the package `{package}`, which could not be imported "
-            f'({error}). Install it with: pip install "kdtoolkit[export]"'
-        ) from error
+require = functools.partial(optional.require, part="kdtoolkit.export", extra="export")
 
 
 @dataclass

@@ -10,13 +10,14 @@ directory/
 
 import dataclasses
 import json
-import os
 import shutil
 import zlib
 from pathlib import Path
 
 import keras
 import numpy as np
+
+from kdtoolkit.files import draft_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +85,8 @@ class GenerationFolder:
 
     def finish(self, model, record):
         """Write the network, then the record, then remove what only an unfinished run needs."""
-        draft = self.path / "draft.keras"
-        model.save(draft)
-        os.replace(draft, self.network)
+        with draft_of(self.network, overwrite=True) as draft:
+            model.save(draft)
         write_json(self.path / "record.json", dataclasses.asdict(record))
         self.clean()
 
@@ -193,9 +193,8 @@ def check_settings(directory, settings):
 
 def write_json(file, content):
     """Write a JSON file whole or not at all."""
-    draft = file.with_name(f"{file.name}.draft")
-    draft.write_text(json.dumps(content, indent=2, default=_as_plain) + "\n")
-    os.replace(draft, file)
+    with draft_of(file, overwrite=True) as draft:
+        draft.write_text(json.dumps(content, indent=2, default=_as_plain) + "\n")
 
 
 def _leaves(settings, prefix=""):
