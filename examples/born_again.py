@@ -1,6 +1,6 @@
 """Born-again networks: generation after generation, each taught by the one before.
 
-    python examples/born_again.py               # about 3 minutes on 2 cores, no download
+    python examples/born_again.py               # about 5 minutes on 2 cores, no download
     python examples/born_again.py --trials 10   # adds to what is there
 
 The data are scikit-learn's handwritten digits, 8x8 pixels, with 30 % of the training labels wrong
