@@ -595,7 +595,11 @@ RUNS = {
         ValueError,
         "`generations` of train_generations must be an integer >= 1",
     ),
-    "no epoch between": ({"checkpoint_every": 0}, ValueError, "`checkpoint_every` of train_generations must be"),
+    "no epoch between": (
+        {"checkpoint_every": 0},
+        ValueError,
+        "`checkpoint_every` of train_generations must be",
+    ),
     "builders": ({"build": [network] * 2}, ValueError, "one function per generation, 1"),
     "a model": ({"build": network(0)}, TypeError, "must be a function seed"),
     "no model": ({"build": lambda seed: seed}, TypeError, "return a keras.Model"),
