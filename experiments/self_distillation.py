@@ -1,7 +1,7 @@
 """Self-distillation against born-again networks, generation by generation, over paired trials.
 
     python experiments/self_distillation.py digits          # 20 trials, 30 % label noise, 6 methods
-    python experiments/self_distillation.py superclasses    # CIFAR-100's 20 groups, ResNet-8
+    python experiments/self_distillation.py superclasses    # CIFAR-100's 20 groups, ResNet-8: hours
     python experiments/self_distillation.py cifar100        # ResNet-20 as in the paper: days of CPU
 
 Every number of a preset is an argument: `--trials 3 --epochs 20 --patience 4 --stop-patience 8`.
