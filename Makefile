@@ -11,11 +11,11 @@ demo: $(VENV)/demo.stamp
 test: lint test-tensorflow test-jax
 
 test-tensorflow: $(VENV)/test.stamp
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The backend-neutral tests once more. XLA's optimisations would only make them slower here.
 test-jax: $(VENV)/test.stamp
-	KERAS_BACKEND=jax JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 -m core
+	KERAS_BACKEND=jax JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m core
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -428,7 +428,7 @@ def test_a_run_stopped_after_its_last_epoch_goes_on(tmp_path, uninterrupted, mon
     check_equal(tmp_path, run(tmp_path, generations=1), directory, expected[:1])
 
 
-@pytest.mark.parametrize("every", [pytest.param(2, marks=pytest.mark.core), None])
+@pytest.mark.parametrize("every", [2, None])
 def test_a_run_stopped_between_network_and_record_goes_on(every, tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     expected = train(whole)
