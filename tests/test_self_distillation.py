@@ -124,9 +124,7 @@ def test_the_first_epoch_is_plain_training():
     assert largest_difference(distiller.student.get_weights(), plain.get_weights()) < 1e-6
 
 
-@pytest.mark.parametrize(
-    "source", [pytest.param("snapshot", marks=pytest.mark.core), "average", "memory"]
-)
+@pytest.mark.parametrize("source", [pytest.param("snapshot", marks=pytest.mark.core), "memory"])
 def test_a_saved_self_distiller_is_the_same_again(source, tmp_path):
     x, y = data(32)
     distiller = kd.SelfDistiller(

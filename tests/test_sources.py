@@ -470,7 +470,6 @@ def test_two_replicas_keep_a_snapshot_like_one(decay, two_replicas):
     assert difference < 1e-6
 
 
-@pytest.mark.core
 def test_training_without_labels_starts_with_the_student_itself():
     x, _ = data(32)
     source = kd.sources.PredictionMemory(initial="student")
