@@ -1,7 +1,8 @@
 """The maths of the losses: pure functions of `keras.ops`.
 
-Every function takes logits (class scores before the softmax) with the classes on the last axis. A
-loss returns one value per example: logits `(batch, classes)` give `(batch,)`, and logits
+Functions of features take vectors, tokens or maps, channels last (see `functional.positions`). The
+others take logits (class scores before the softmax) with the classes on the last axis. A loss
+returns one value per example: logits `(batch, classes)` give `(batch,)`, and logits
 `(batch, ..., classes)`, such as segmentation or token maps, give the mean over the middle axes.
 
 Everything stays in log space. The computation runs at least in float32: float16 and bfloat16 are
@@ -23,6 +24,13 @@ from kdtoolkit.functional.logits import pearson_correlation as pearson_correlati
 from kdtoolkit.functional.logits import per_example as per_example
 from kdtoolkit.functional.logits import permute_non_argmax as permute_non_argmax
 from kdtoolkit.functional.logits import standardise as standardise
+from kdtoolkit.functional.positions import arrange as arrange
+from kdtoolkit.functional.positions import as_tokens as as_tokens
+from kdtoolkit.functional.positions import as_vectors as as_vectors
+from kdtoolkit.functional.positions import check_arrangement as check_arrangement
+from kdtoolkit.functional.positions import check_features as check_features
+from kdtoolkit.functional.positions import pooled as pooled
+from kdtoolkit.functional.positions import resize_maps as resize_maps
 from kdtoolkit.functional.response import (
     confidence_weighted_cross_entropy as confidence_weighted_cross_entropy,
 )

@@ -1,0 +1,235 @@
+"""Where features lie: vectors, tokens and maps, and how one is laid out like another.
+
+Features are `(batch, channels)` (a vector), `(batch, tokens, channels)` or `(batch, height, width,
+channels)` (a map); channels come last. A transformer's tokens are read as a square grid behind at
+most two tokens of another kind (class and distillation token), where their number allows it.
+"""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from kdtoolkit.functional.logits import at_least_float32
+
+#: Name of a kind of features by the rank of its tensor.
+KINDS = {2: "vectors", 3: "tokens", 4: "maps"}
+
+
+def check_features(shape, owner, kinds=("vectors", "tokens", "maps")):
+    """Refuse what isn't a feature tensor of a known size.
+
+    Args:
+        shape: tuple with the batch first (`None`), channels last.
+        owner: what the message calls the loss.
+        kinds: which kinds the loss can read.
+
+    Raises:
+        ValueError: another rank, a size that isn't known, or channels first.
+
+    Example:
+        >>> from kdtoolkit import functional
+        >>> functional.check_features((None, 8, 8, 16), "my loss")
+    """
+    if KINDS.get(len(shape)) not in kinds or None in shape[1:]:
+        forms = {
+            "vectors": "(batch, channels)",
+            "tokens": "(batch, tokens, channels)",
+            "maps": "(batch, height, width, channels)",
+        }
+        raise ValueError(
+            f"{owner} reads {' or '.join(f'{kind} {forms[kind]}' for kind in kinds)} of known "
+            f"size. Received: shape {tuple(shape)}. Read another layer, or give the network an "
+            "input of fixed size."
+        )
+    if len(shape) == 4 and keras.config.image_data_format() == "channels_first":
+        raise ValueError(
+            f"{owner} reads maps with the channels last. Received: shape {tuple(shape)} under "
+            "`image_data_format='channels_first'`. Expected networks with "
+            "`data_format='channels_last'` and `keras.config.set_image_data_format`."
+        )
+
+
+def grid_of(tokens):
+    """`(extra tokens, side)` of a square grid behind 0 to 2 extra tokens, None if there is none.
+
+    Example:
+        >>> from kdtoolkit.functional.positions import grid_of
+        >>> grid_of(196), grid_of(197), grid_of(198), grid_of(12)
+        ((0, 14), (1, 14), (2, 14), None)
+    """
+    for extra in range(3):
+        side = math.isqrt(max(tokens - extra, 0))
+        if side and side * side == tokens - extra:
+            return extra, side
+    return None
+
+
+def _averaging(size, new_size):
+    """Rows that average the cells of an axis: cell i covers size / new_size of the old ones."""
+    matrix = np.zeros((new_size, size), "float32")
+    for row in range(new_size):
+        start, stop = row * size // new_size, -(-(row + 1) * size // new_size)
+        matrix[row, start:stop] = 1 / (stop - start)
+    return matrix
+
+
+def _interpolating(size, new_size):
+    """Rows that interpolate linearly between the centres of the cells of an axis."""
+    centres = np.clip((np.arange(new_size) + 0.5) * size / new_size - 0.5, 0, size - 1)
+    low = np.minimum(centres.astype(int), max(size - 2, 0))
+    matrix = np.zeros((new_size, size), "float32")
+    rows = np.arange(new_size)
+    matrix[rows, low] = 1 - (centres - low)
+    matrix[rows, np.minimum(low + 1, size - 1)] += centres - low
+    return matrix
+
+
+def _resize_axis(tensor, axis, new_size):
+    size = tensor.shape[axis]
+    if size == new_size:
+        return tensor
+    matrix = (_averaging if new_size < size else _interpolating)(size, new_size)
+    matrix = ops.convert_to_tensor(matrix, dtype=tensor.dtype)
+    moved = ops.moveaxis(tensor, axis, -1)
+    return ops.moveaxis(ops.matmul(moved, ops.transpose(matrix)), -1, axis)
+
+
+def resize_maps(maps, height, width):
+    """Maps of another size, without weights.
+
+    A smaller side averages (adaptive average pooling: cell i covers the old rows from
+    `floor(i * n / m)` to `ceil((i + 1) * n / m)`), a larger one interpolates linearly between the
+    centres of the cells.
+
+    Args:
+        maps: tensor `(batch, height, width, channels)`.
+        height, width: ints >= 1, the new size.
+
+    Returns:
+        Tensor `(batch, height, width, channels)`, at least float32.
+
+    Example:
+        >>> from kdtoolkit import functional
+        >>> [float(v) for v in functional.resize_maps([[[[1.0], [3.0]]]], 1, 1)[0, 0, 0]]
+        [2.0]
+    """
+    maps = at_least_float32(maps)
+    return _resize_axis(_resize_axis(maps, 1, height), 2, width)
+
+
+def as_tokens(features):
+    """Features of any kind as `(batch, positions, channels)`; a vector is one position."""
+    features = at_least_float32(features)
+    shape = features.shape
+    positions = math.prod(shape[1:-1])
+    return ops.reshape(features, (-1, positions, shape[-1]))
+
+
+def as_vectors(features):
+    """Features of any kind as one vector per example, `(batch, positions * channels)`."""
+    features = at_least_float32(features)
+    return ops.reshape(features, (-1, math.prod(features.shape[1:])))
+
+
+def pooled(features):
+    """Features of any kind as the mean over their positions, `(batch, channels)`."""
+    return ops.mean(as_tokens(features), axis=1)
+
+
+def check_arrangement(shape, target, owner):
+    """Refuse to lay out features where they have no positions, or tokens without a grid as a map.
+
+    Args:
+        shape, target: shapes of the features as they are, and of those that they shall lie like.
+        owner: what the message calls the loss.
+
+    Raises:
+        ValueError: see `check_features`; a vector for tokens or maps; tokens that form no square.
+
+    Example:
+        >>> from kdtoolkit import functional
+        >>> functional.check_arrangement((None, 4, 4, 8), (None, 17, 32), "my loss")
+    """
+    check_features(shape, owner)
+    check_features(target, owner)
+    shapes = f"Received: {tuple(shape)}, to be compared with {tuple(target)}"
+    if len(shape) == 2 < len(target):
+        raise ValueError(
+            f"{owner} can't compare a vector, which has no positions, with {KINDS[len(target)]}. "
+            f"{shapes}. Read a layer before the pooling, or vectors from both networks."
+        )
+    if len(shape) == 3 and len(target) == 4 and grid_of(shape[1]) is None:
+        raise ValueError(
+            f"{owner} reads tokens as a square grid behind at most two extra tokens. {shapes}, "
+            f"but {shape[1]} tokens form none. Compare tokens with tokens, or pool both."
+        )
+
+
+def arrange(features, target):
+    """Lay out features like others, without weights; the channels stay what they are.
+
+    Maps and grids of tokens are resized (`resize_maps`). Extra tokens go to extra tokens, the
+    first to the first; what a map doesn't have, the mean over its positions stands for. Tokens
+    without a grid are resized along their axis. Anything becomes a vector by its mean.
+
+    Args:
+        features: tensor of any kind.
+        target: shape of the features to lie like, with any batch and channels.
+
+    Returns:
+        Tensor `(batch, *target[1:-1], channels)`, at least float32.
+
+    Raises:
+        ValueError: see `check_arrangement`.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdtoolkit import functional
+        >>> tuple(functional.arrange(np.ones((2, 8, 8, 3)), (None, 17, 5)).shape)
+        (2, 17, 3)
+    """
+    features = at_least_float32(features)
+    check_arrangement(features.shape, target, "arrange")
+    if tuple(features.shape[1:-1]) == tuple(target[1:-1]):
+        return features
+    if len(target) == 2:
+        return pooled(features)
+    extras, maps = _as_grid(features)
+    if len(target) == 4:
+        return resize_maps(maps, *target[1:3])
+    goal = grid_of(target[1])
+    if maps is None or goal is None:
+        return _resize_axis(as_tokens(features), 1, target[1])
+    patches = as_tokens(resize_maps(maps, goal[1], goal[1]))
+    mean = ops.mean(patches, axis=1, keepdims=True)
+    kept = [extras[:, i : i + 1] if i < extras.shape[1] else mean for i in range(goal[0])]
+    return ops.concatenate([*kept, patches], axis=1)
+
+
+def _as_grid(features):
+    """The extra tokens, and the others as a map (None where they form none)."""
+    if len(features.shape) == 4:
+        return as_tokens(features)[:, :0], features
+    grid = grid_of(features.shape[1])
+    if grid is None:
+        return None, None
+    extra, side = grid
+    maps = ops.reshape(features[:, extra:], (-1, side, side, features.shape[-1]))
+    return features[:, :extra], maps
+
+
+def smaller_layout(source, student):
+    """The shape with the fewer positions, to which both may be arranged without inventing any.
+
+    Example:
+        >>> from kdtoolkit.functional.positions import smaller_layout
+        >>> smaller_layout((None, 8, 8, 16), (None, 4, 4, 64))
+        (None, 4, 4, 64)
+    """
+    positions = [math.prod(shape[1:-1]) for shape in (source, student)]
+    # Tokens can be laid out as a map only where they form a grid; a map always as tokens.
+    if positions[0] == positions[1]:
+        return source if len(source) <= len(student) else student
+    return source if positions[0] < positions[1] else student

@@ -1,0 +1,3 @@
+"""Losses between inner features of two networks."""
+
+from kdtoolkit.losses.feature.hints import Hint as Hint

@@ -1,0 +1,1 @@
+"""Losses between the relations of examples, or of layers, in two networks."""
