@@ -5,6 +5,7 @@ from kdtoolkit import data as data
 from kdtoolkit import evaluation as evaluation
 from kdtoolkit import export as export
 from kdtoolkit import functional as functional
+from kdtoolkit import gates as gates
 from kdtoolkit import generations as generations
 from kdtoolkit import losses as losses
 from kdtoolkit import models as models

@@ -118,17 +118,27 @@ def check_weights(name, model):
             )
 
 
-def first_batch(x, batch_size=8):
+def first_batch(x, y=None, batch_size=8):
     """A few examples of the data if they can be had without disturbing it, else None.
 
     Arrays can be sliced and a `PyDataset` indexed. Opening a `tf.data.Dataset` or a generator
     would move its random state or lose its first batch.
+
+    Args:
+        x, y: inputs and labels, as given to `fit`.
+        batch_size: how many examples to take of arrays.
+
+    Returns:
+        `(inputs, labels)`, labels None where there are none; or None.
     """
     if isinstance(x, keras.utils.PyDataset):
         batch = x[0]
-        return batch[0] if isinstance(batch, tuple) else batch
+        parts = batch if isinstance(batch, tuple) else (batch,)
+        return (*parts, None)[:2]
     if is_arrays(x):
-        return keras.tree.map_structure(lambda leaf: leaf[:batch_size], x)
+        both = x if y is None else (x, y)
+        both = keras.tree.map_structure(lambda leaf: leaf[:batch_size], both)
+        return (both, None) if y is None else both
     return None
 
 
@@ -149,7 +159,7 @@ def check_sources(graph, x):
     batch = first_batch(x)
     if batch is None:
         return
-    inputs, _ = strip(batch)
+    inputs, _ = strip(batch[0])
     for name in dict.fromkeys([*teachers, *graph.logit_nodes]):
         output = graph.forward(name, inputs)["output"]
         check_values(name, output, wants_logits=name in graph.logit_nodes)
@@ -178,7 +188,8 @@ def before_fit(distiller, x, callbacks):
     """
     check_callbacks(distiller, callbacks)
     with placed(distiller):
-        x = with_example_ids(distiller.sources.values(), x)
+        losses = [transfer.loss for transfer in distiller.transfers]
+        x = with_example_ids(distiller.sources.values(), losses, x)
     if not distiller.checked:
         check_sources(distiller.graph, x)
         distiller.checked = True

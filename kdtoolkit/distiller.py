@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from kdtoolkit import checks, compiling, scalars, steps, wiring
+from kdtoolkit.ahead import build_ahead
 from kdtoolkit.data.keys import strip
 from kdtoolkit.graph import TransferGraph, context_of
 from kdtoolkit.progress import listed, with_progress
@@ -287,9 +288,9 @@ class Distiller(KeepsRandomStates, keras.Model):
         Raises:
             ValueError: nothing to learn from: no label loss and no transfer.
         """
-        if loss is None and not self.graph.edges:
+        if loss is None and not self.graph.active_edges(training=True):
             raise ValueError(
-                "Nothing to learn from: no label loss and no transfer. Expected "
+                "Nothing to learn from: no label loss and no open transfer. Expected "
                 "`compile(loss=...)`, or a `teacher` or `transfers` in the Distiller. "
                 "Received neither."
             )
@@ -321,6 +322,7 @@ class Distiller(KeepsRandomStates, keras.Model):
                 source lacks example ids, or the callback that it waits for.
         """
         x = checks.before_fit(self, x, listed(callbacks))
+        build_ahead(self, x, y)
         callbacks = with_progress(callbacks)
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 

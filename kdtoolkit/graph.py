@@ -88,6 +88,11 @@ class TransferGraph(keras.layers.Layer):
         return list(found.values())
 
     @property
+    def metrics(self):
+        """The edges' means alone. A network that was compiled before keeps its own to itself."""
+        return list(self.trackers)
+
+    @property
     def learned_variables(self):
         """All weights of the students, BatchNorm's statistics too, and of the losses' layers."""
         found = {}
@@ -159,8 +164,12 @@ class TransferGraph(keras.layers.Layer):
         self.built = True
 
     def active_edges(self, training):
-        """The edges of a step. Memories know training data alone, `evaluate` leaves theirs out."""
-        return [e for e in self.edges if training or e.source in self._taps]
+        """The edges of a step, without those that a gate cuts off.
+
+        Memories know training data alone, so `evaluate` leaves theirs out.
+        """
+        opened = [e for e in self.edges if e.transfer.gate.is_open]
+        return [e for e in opened if training or e.source in self._taps]
 
     def trackers_of(self, training):
         """The logged means of `active_edges`."""
@@ -223,7 +232,9 @@ class TransferGraph(keras.layers.Layer):
     def _loss_of(self, edge, x, views, context):
         source, student = (self._read(views, *end) for end in edge.ends)
         source = keras.tree.map_structure(ops.stop_gradient, source)
-        value = edge.transfer.value(source, student, context["sample_weight"], context)
+        outputs = [views[name]["output"] for name in (edge.source, edge.student)]
+        weight = context["sample_weight"]
+        value = edge.transfer.value(source, student, weight, context, outputs)
         batch_size = ops.shape(keras.tree.flatten(x)[0])[0]
         tracker = self.trackers[self.edges.index(edge)]
         tracker.update_state(whole(value), sample_weight=batch_size)

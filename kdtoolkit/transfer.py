@@ -1,7 +1,9 @@
 """One edge of the transfer graph: knowledge flows from a source to a student through a loss."""
 
 import keras
+from keras import ops
 
+from kdtoolkit.gates import as_gate
 from kdtoolkit.losses.base import BoundLoss, FunctionLoss, TransferLoss
 from kdtoolkit.registry import public
 from kdtoolkit.scalars import Scalar, number
@@ -62,11 +64,15 @@ class Transfer(keras.layers.Layer):
             output.
         weight: factor of this edge, >= 0, defaults to 1. A variable: `transfer.weight = 0.5` (or
             `.weight.assign(0.5)`) acts on the next batch.
+        gate: how much of each example's loss passes: "through" (default), "cutoff", "linear",
+            "correct", or a `kd.gates.Gate`.
         name: name in the logs. Defaults to the loss's class in snake case.
 
+    The logs show the loss behind the gate and before the weight.
+
     Raises:
-        ValueError: a negative or non-finite weight, or an empty path.
-        TypeError: something else than a loss.
+        ValueError: a negative or non-finite weight, an empty path, or an unknown gate.
+        TypeError: something else than a loss or a gate.
 
     Example:
         >>> import kdtoolkit as kd
@@ -86,6 +92,7 @@ class Transfer(keras.layers.Layer):
         source_layer=None,
         student_layer=None,
         weight=1.0,
+        gate=None,
         name=None,
     ):
         loss = _as_loss(loss)
@@ -97,6 +104,7 @@ class Transfer(keras.layers.Layer):
         self._source_paths, self._single_source = _as_paths(source_layer, "source_layer")
         self._student_paths, self._single_student = _as_paths(student_layer, "student_layer")
         self.weight = weight
+        self.gate = as_gate(gate)
         self.loss = loss
         # Tracked here, so that the step reads them as state and the distiller saves them.
         self._loss_scalars = list(loss.variables) if isinstance(loss, TransferLoss) else []
@@ -116,6 +124,11 @@ class Transfer(keras.layers.Layer):
     def own_layers(self):
         """Layers of the loss, such as projectors: trained, saved, never exported."""
         return list(self._loss_layers)
+
+    @property
+    def metrics(self):
+        # Those of a loss's network that was compiled before are no metrics of this training.
+        return []
 
     @property
     def reads_logits(self):
@@ -138,19 +151,37 @@ class Transfer(keras.layers.Layer):
             self._loss_layers = list(self.loss.layers)
         self.built = True
 
-    def value(self, source, student, sample_weight=None, context=None):
-        """The loss of this edge for one batch: a scalar, before `weight`.
+    def value(self, source, student, sample_weight=None, context=None, outputs=(None, None)):
+        """The loss of this edge for one batch: a scalar, behind the gate and before `weight`.
 
         Args:
             source, student: lists of tensors, in the order of the paths.
             sample_weight: optional tensor `(batch,)`.
-            context: what the loss may ask for, by name.
+            context: what the loss and the gate may ask for, by name.
+            outputs: the outputs of both networks, for the gate. Where one is no tensor, the gate
+                sees what was read.
         """
         source, student = self.gather(source, student)
+        seen = [
+            read if out is None or isinstance(out, dict | list | tuple) else out
+            for out, read in zip(outputs, (source, student), strict=True)
+        ]
         loss = self.loss
         if isinstance(loss, TransferLoss) and loss.needs:
-            loss = BoundLoss(loss, {name: self._needed(name, context) for name in loss.needs})
-        return loss(source, student, sample_weight)
+            loss = BoundLoss(loss, self._context_for(loss, context))
+        passed = self.gate.factor(*seen, **self._context_for(self.gate, context))
+        if passed is None:
+            return loss(source, student, sample_weight)
+        passed = ops.stop_gradient(ops.cast(passed, "float32"))
+        if not passed.shape:
+            value = loss(source, student, sample_weight)
+            return value * ops.cast(passed, value.dtype)
+        if sample_weight is not None:
+            passed = passed * ops.cast(ops.reshape(sample_weight, (-1,)), passed.dtype)
+        return loss(source, student, passed)
+
+    def _context_for(self, reader, context):
+        return {name: self._needed(name, context) for name in reader.needs}
 
     def _needed(self, name, context):
         if context[name] is None and name in WAYS_OUT:
@@ -167,10 +198,11 @@ class Transfer(keras.layers.Layer):
             "source_layer": self.source_layer,
             "student_layer": self.student_layer,
             "weight": number(self.weight),
+            "gate": keras.saving.serialize_keras_object(self.gate),
             "name": self.name,
         }
 
     @classmethod
     def from_config(cls, config):
-        config = dict(config)
-        return cls(keras.saving.deserialize_keras_object(config.pop("loss")), **config)
+        loss, gate = (keras.saving.deserialize_keras_object(config[k]) for k in ("loss", "gate"))
+        return cls(**{**config, "loss": loss, "gate": gate})

@@ -1,12 +1,13 @@
 """What all tests share: a clean Keras before each, and one pair of virtual replicas."""
 
-import keras
 import pytest
 
 
 @pytest.fixture(autouse=True)
 def clean_keras():
     """Names and policies of one test don't reach the next."""
+    import keras
+
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     yield
@@ -14,7 +15,14 @@ def clean_keras():
 
 
 def pytest_configure(config):
-    """Split the processor in two before TensorFlow starts, for the tests of replicas."""
+    """Split the processor in two before TensorFlow starts, for the tests of replicas.
+
+    Where xdist runs, its workers wait for the process that hands them tests: Keras stays out there.
+    """
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    import keras
+
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 

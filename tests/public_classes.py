@@ -64,6 +64,9 @@ PUBLIC = {
     "Snapshot": Settings(
         lambda: kd.sources.Snapshot(dense(4), 0.5, "a", "student", name="snapshot")
     ),
+    "VirtualTeacher": Settings(
+        lambda: kd.sources.VirtualTeacher(0.6, "probabilities", "a", name="virtual")
+    ),
     "Transfer": Settings(
         lambda: kd.Transfer(
             kd.losses.SoftTargets(temperature=2.5),
@@ -72,9 +75,15 @@ PUBLIC = {
             source_layer=["x", "y"],
             student_layer="z:input",
             weight=0.3,
+            gate=kd.gates.Linear(1.0, 0.5),
             name="edge",
         )
     ),
+    "Gate": Settings(kd.gates.Gate),
+    "Through": Settings(kd.gates.Through),
+    "Cutoff": Settings(kd.gates.Cutoff),
+    "Linear": Settings(lambda: kd.gates.Linear(0.75, 0.25)),
+    "Correct": Settings(kd.gates.Correct),
     "Tapped": Settings(lambda: kd.tap(dense(4), ["hidden", "logits:input"])),
     "LogProbabilities": Settings(lambda: kd.logits.LogProbabilities(name="log")),
     "FlipShift": Settings(lambda: kd.data.FlipShift(flip=False, shift=2, fill="constant", seed=3)),
@@ -87,6 +96,44 @@ PUBLIC = {
     "LogitsMSE": _loss(kd.losses.LogitsMSE),
     "DecoupledKD": _loss(kd.losses.DecoupledKD, temperature=2.5),
     "DIST": _loss(kd.losses.DIST, inter_weight=2.0, intra_weight=0.5, temperature=2.5),
+    "BregmanDivergence": _loss(kd.losses.BregmanDivergence, generator="logistic", temperature=2.5),
+    "MultiLevelLogits": _loss(
+        kd.losses.MultiLevelLogits,
+        temperatures=[1.5, 3.0],
+        instance_weight=0.5,
+        batch_weight=2.0,
+        class_weight=0.25,
+    ),
+    "NoisyLogits": _loss(kd.losses.NoisyLogits, sigma=0.2, alpha=0.7, seed=3),
+    "Hint": _loss(kd.losses.Hint, project=True, norm=True),
+    "AttentionTransfer": _loss(kd.losses.AttentionTransfer, power=1.5, form="paper"),
+    "ChannelWise": _loss(kd.losses.ChannelWise, temperature=2.5),
+    "NeuronSelectivity": _loss(kd.losses.NeuronSelectivity, kernel="gaussian"),
+    "VariationalInformation": _loss(kd.losses.VariationalInformation, hidden=7, variance=0.5),
+    "ActivationBoundaries": _loss(kd.losses.ActivationBoundaries, margin=0.5),
+    "Overhaul": _loss(kd.losses.Overhaul, margin=[[-1.0, -0.5], [0.0]]),
+    "ReviewKD": _loss(kd.losses.ReviewKD, width=7),
+    "FactorTransfer": Settings(
+        lambda: kd.losses.FactorTransfer(dense(4), 0.25, 2, 0.5, reduction="sum", name="loss")
+    ),
+    "MaskedGenerative": _loss(kd.losses.MaskedGenerative, ratio=0.25, mask="channels", seed=3),
+    "RelationalDistance": _loss(kd.losses.RelationalDistance, pool=False),
+    "RelationalAngle": _loss(kd.losses.RelationalAngle, pool=False),
+    "SimilarityPreserving": _loss(kd.losses.SimilarityPreserving, pool=True),
+    "ProbabilisticTransfer": _loss(kd.losses.ProbabilisticTransfer, include_self=True, pool=False),
+    "CorrelationCongruence": _loss(
+        kd.losses.CorrelationCongruence, kernel="bilinear", gamma=0.7, order=3, pool=False
+    ),
+    "FlowOfSolutions": _loss(kd.losses.FlowOfSolutions, average=False),
+    "ContrastiveRepresentation": _loss(
+        kd.losses.ContrastiveRepresentation,
+        examples=9,
+        negatives=5,
+        dim=4,
+        temperature=0.2,
+        momentum=0.25,
+        seed=3,
+    ),
     "CategoryConfidence": _loss(kd.losses.CategoryConfidence),
     "PermutedDarkKnowledge": _loss(kd.losses.PermutedDarkKnowledge, seed=3),
 }

@@ -100,6 +100,44 @@ def dist(source, student, inter_weight=1.0, intra_weight=1.0, temperature=1.0):
     return temperature**2 * (inter_weight * inter + intra_weight * intra)
 
 
+def squared_divergence(source, student, temperature=1.0):
+    difference = softmax(source, temperature) - softmax(student, temperature)
+    return temperature**2 * (difference**2).sum(axis=-1)
+
+
+def logistic_divergence(source, student, temperature=1.0):
+    """Sum over the classes of the divergence of [this class, all others together]."""
+    values = []
+    for pair in zip(source, student, strict=True):
+        total = 0.0
+        for label in range(len(pair[0])):
+            binary = []
+            for logits in pair:
+                scaled = np.asarray(logits, "float64") / temperature
+                others = _log_sum_exp(np.delete(scaled, label))
+                binary.append(log_softmax([scaled[label], others]))
+            total += kl(*binary)
+        values.append(temperature**2 * total)
+    return np.array(values)
+
+
+def multi_level(source, student, temperatures, weights=(1.0, 1.0, 1.0)):
+    """Instance, batch and class level, entry by entry of the matrices."""
+    batch, classes = np.shape(source)
+    values = np.zeros(batch)
+    for temperature in temperatures:
+        p, q = softmax(source, temperature), softmax(student, temperature)
+        values += weights[0] * kl_divergence(source, student, temperature)
+        for i in range(batch):
+            for j in range(batch):
+                values[i] += weights[1] * (p[i] @ p[j] - q[i] @ q[j]) ** 2
+        for c in range(classes):
+            for d in range(classes):
+                entry = (p[:, c] @ p[:, d] - q[:, c] @ q[:, d]) ** 2
+                values += weights[2] * entry / classes
+    return values
+
+
 def numerical_gradient(function, array, step=1e-5):
     """Central differences of a scalar function of one array."""
     array = np.asarray(array, "float64")

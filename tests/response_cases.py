@@ -3,6 +3,9 @@
 import numpy as np
 
 from kdtoolkit import losses
+from kdtoolkit.losses.divergence import BregmanDivergence
+from kdtoolkit.losses.multi_level import MultiLevelLogits
+from kdtoolkit.losses.noise import NoisyLogits
 from tests import reference
 
 BATCH, CLASSES = 6, 5
@@ -57,12 +60,39 @@ CASES = {
         lambda **k: losses.CategoryConfidence(**k),
         reference.confidence_weighted_cross_entropy,
     ),
-    # Random, so without a fixed reference; its properties are tested further down.
+    "bregman kl": (
+        lambda **k: BregmanDivergence(temperature=2.0, **k),
+        lambda s, z, y: reference.kl_divergence(s, z, 2.0),
+    ),
+    "bregman squared": (
+        lambda **k: BregmanDivergence("squared", **k),
+        lambda s, z, y: reference.squared_divergence(s, z),
+    ),
+    "bregman logistic": (
+        lambda **k: BregmanDivergence("logistic", temperature=2.0, **k),
+        lambda s, z, y: reference.logistic_divergence(s, z, 2.0),
+    ),
+    "multi-level": (
+        lambda **k: MultiLevelLogits((2.0, 4.0), 0.5, 2.0, 3.0, **k),
+        lambda s, z, y: reference.multi_level(s, z, (2.0, 4.0), (0.5, 2.0, 3.0)),
+    ),
+    # Random, so without a fixed reference; their properties are tested elsewhere.
     "permuted": (lambda **k: losses.PermutedDarkKnowledge(seed=0, **k), None),
+    "noisy": (lambda **k: NoisyLogits(seed=0, **k), None),
 }
 WITH_REFERENCE = [name for name, (_, expected) in CASES.items() if expected]
 #: Zero exactly where the student's logits are the source's plus a constant.
-DIVERGENCES = ["soft", "standardised", "centred mse", "decoupled", "dist"]
+DIVERGENCES = [
+    "soft",
+    "standardised",
+    "centred mse",
+    "decoupled",
+    "dist",
+    "bregman kl",
+    "bregman squared",
+    "bregman logistic",
+    "multi-level",
+]
 
 
 def arrays():

@@ -96,3 +96,20 @@ def fit(model, x, y=None, *, seed=1, **kwargs):
     keras.utils.set_random_seed(seed)
     kwargs = {"batch_size": 16, "epochs": 2, "verbose": 0, **kwargs}
     return model.fit(x, y, **kwargs)
+
+
+def transformer(dim=8, seed=0, size=8, patch=2, name=None):
+    """A small vision transformer: one token more and patches through `block1` and `block2`."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((size, size, 1))
+    h = layers.Conv2D(dim, patch, patch, name="patches")(inputs)
+    h = layers.Reshape((-1, dim))(h)
+    # The mean stands for a class token: one more token in front.
+    first = layers.GlobalAveragePooling1D(keepdims=True)(h)
+    h = layers.Concatenate(axis=1, name="tokens")([first, h])
+    for block in ("block1", "block2"):
+        y = layers.LayerNormalization()(h)
+        y = layers.MultiHeadAttention(2, dim // 2)(y, y)
+        h = layers.Add(name=block)([h, y])
+    h = layers.GlobalAveragePooling1D(name="features")(h)
+    return keras.Model(inputs, layers.Dense(CLASSES, name="logits")(h), name=name)

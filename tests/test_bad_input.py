@@ -118,7 +118,7 @@ def test_negative_weights():
 
 def test_nothing_to_learn_from():
     distiller = kd.Distiller(student=dense(8))
-    with pytest.raises(ValueError, match="Nothing to learn from: no label loss and no transfer"):
+    with pytest.raises(ValueError, match="Nothing to learn from: no label loss and no open"):
         distiller.compile("sgd")
 
 

@@ -357,3 +357,24 @@ def test_optimizers_per_student_are_saved_too(tmp_path):
     for model in (distiller, loaded):
         fit(model, x, y, shuffle=False)
     assert largest_difference(arrays(distiller), arrays(loaded)) == 0.0
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("way", ["fitted", "loaded"])
+def test_networks_that_were_compiled_before_keep_their_metrics_to_themselves(way, tmp_path):
+    x, y = data()
+    teacher, student = dense(8, 1), dense(4, 0)
+    for network in (teacher, student):
+        network.compile("sgd", crossentropy(), metrics=["accuracy"])
+        if way == "fitted" or network is student:
+            fit(network, x, y, epochs=1)
+    if way == "loaded":
+        teacher.save(tmp_path / "teacher.keras")
+        teacher = keras.models.load_model(tmp_path / "teacher.keras")
+    distiller = kd.Distiller(student=student, teacher=teacher)
+    distiller.compile("sgd", crossentropy(), metrics=["accuracy"])
+    logs = {name: values[0] for name, values in fit(distiller, x, y, epochs=1).history.items()}
+    assert set(logs) == {"loss", "label_loss", "soft_targets", "accuracy"}
+    expected = 0.1 * logs["label_loss"] + 0.9 * logs["soft_targets"]
+    assert logs["loss"] == pytest.approx(expected, rel=1e-5)
+    assert len([metric for metric in distiller.metrics if metric.name == "loss"]) == 1

@@ -211,3 +211,30 @@ def test_keras_callbacks_see_the_students_metrics(tmp_path):
         header == "epoch,accuracy,label_loss,learning_rate,loss,soft_targets,val_accuracy,val_loss"
     )
     assert len(weights) == len(arrays(distiller.student))
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("several", [False, True], ids=["one student", "two students"])
+def test_the_first_step_is_traced_once(several):
+    traces = []
+
+    class Counted(keras.layers.Layer):
+        def call(self, inputs):
+            traces.append(1)
+            return inputs
+
+    def network():
+        inputs = keras.Input((FEATURES,))
+        return keras.Model(inputs, keras.layers.Dense(CLASSES)(Counted()(inputs)))
+
+    student = {"a": network(), "b": dense(4)} if several else network()
+    teacher = dense(8, 1)
+    edge = kd.Transfer(kd.losses.SoftTargets(), student="a" if several else None)
+    distiller = kd.Distiller(student=student, teacher=teacher, transfers=[edge])
+    distiller.compile("adam", crossentropy(), metrics=["accuracy"])
+    x, y = data(32)
+    traces.clear()
+    fit(distiller, x, y, epochs=2)
+    # The look at the first examples runs the student eagerly twice: for its values, for metrics.
+    assert len(traces) <= 1 + 2
+    assert distiller.evaluate(x, y, verbose=0)[1] >= 0

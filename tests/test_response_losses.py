@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 from kdtoolkit import functional, losses
+from kdtoolkit.losses.multi_level import MultiLevelLogits
 from kdtoolkit.losses.response import ResponseLoss
 from kdtoolkit.registry import PUBLIC_CLASSES
 from tests import helpers, reference
@@ -218,8 +219,9 @@ def test_permuted_dark_knowledge_draws_anew_at_every_call(data):
 
 def test_a_batch_of_one_is_refused_by_relations_over_the_batch(data):
     source, student, _ = data
-    with pytest.raises(ValueError, match=r"at least 2.*shape \(1, 5\).*drop_remainder"):
-        losses.DIST()(source[:1], student[:1])
+    for loss in (losses.DIST(), MultiLevelLogits()):
+        with pytest.raises(ValueError, match=r"at least 2.*shape \(1, 5\).*drop_remainder"):
+            loss(source[:1], student[:1])
 
 
 # Half precision.

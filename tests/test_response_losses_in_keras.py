@@ -6,6 +6,9 @@ import pytest
 
 from kdtoolkit import losses
 from kdtoolkit.losses.base import BoundLoss
+from kdtoolkit.losses.divergence import BregmanDivergence
+from kdtoolkit.losses.multi_level import MultiLevelLogits
+from kdtoolkit.losses.noise import NoisyLogits
 from tests import helpers, reference
 from tests.response_cases import (
     BATCH,
@@ -101,6 +104,13 @@ def test_defaults_are_the_documented_ones():
     assert [decoupled[name] for name in names] == [1.0, 8.0, 4.0]
     dist = losses.DIST().get_config()
     assert [dist[n] for n in ("inter_weight", "intra_weight", "temperature")] == [1.0, 1.0, 1.0]
+    bregman = BregmanDivergence().get_config()
+    assert (bregman["generator"], bregman["temperature"]) == ("kl", 1.0)
+    levels = MultiLevelLogits().get_config()
+    assert levels["temperatures"] == [2.0, 3.0, 4.0, 5.0, 6.0]
+    assert [levels[f"{n}_weight"] for n in ("instance", "batch", "class")] == [1.0, 1.0, 1.0]
+    noise = NoisyLogits().get_config()
+    assert [noise[n] for n in ("sigma", "alpha", "seed")] == [0.3, 0.5, None]
 
 
 def test_a_config_follows_the_current_value():
@@ -166,6 +176,19 @@ def test_a_loss_with_labels_can_be_bound_to_them(data):
         (losses.DIST, {"intra_weight": -1.0}, "`intra_weight` of DIST"),
         (losses.DIST, {"temperature": -2.0}, "`temperature` of DIST"),
         (losses.PermutedDarkKnowledge, {"seed": "a"}, "must be an integer"),
+        (
+            BregmanDivergence,
+            {"generator": "reverse_kl"},
+            "'squared', 'logistic', 'kl'.*mean of log p",
+        ),
+        (BregmanDivergence, {"generator": "hinge"}, "generator='hinge'"),
+        (BregmanDivergence, {"temperature": 0.0}, "`temperature` of BregmanDivergence"),
+        (MultiLevelLogits, {"temperatures": ()}, "at least one number"),
+        (MultiLevelLogits, {"temperatures": 4.0}, "a list or tuple"),
+        (MultiLevelLogits, {"temperatures": (4.0, 0.0)}, "`temperatures` of MultiLevelLogits"),
+        (MultiLevelLogits, {"class_weight": -1.0}, "`class_weight` of MultiLevelLogits"),
+        (NoisyLogits, {"sigma": -0.1}, "`sigma` of NoisyLogits"),
+        (NoisyLogits, {"alpha": 1.1}, "`alpha` of NoisyLogits"),
         (losses.HardTargets, {"reduction": "average"}, "reduction"),
     ],
 )

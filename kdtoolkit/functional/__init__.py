@@ -14,6 +14,15 @@ logit of -inf rules its class out; where both networks rule it out, it adds noth
 The gradient flows into both arguments: stop it on the source where the source doesn't learn.
 """
 
+from kdtoolkit.functional.attention import attention as attention
+from kdtoolkit.functional.contrastive import log_normaliser as log_normaliser
+from kdtoolkit.functional.contrastive import noise_contrastive as noise_contrastive
+from kdtoolkit.functional.contrastive import scores as scores
+from kdtoolkit.functional.divergence import batch_relation as batch_relation
+from kdtoolkit.functional.divergence import class_relation as class_relation
+from kdtoolkit.functional.divergence import logistic_divergence as logistic_divergence
+from kdtoolkit.functional.divergence import noisy as noisy
+from kdtoolkit.functional.divergence import squared_divergence as squared_divergence
 from kdtoolkit.functional.logits import at_least_float32 as at_least_float32
 from kdtoolkit.functional.logits import check_logits as check_logits
 from kdtoolkit.functional.logits import class_numbers as class_numbers
@@ -31,6 +40,12 @@ from kdtoolkit.functional.positions import check_arrangement as check_arrangemen
 from kdtoolkit.functional.positions import check_features as check_features
 from kdtoolkit.functional.positions import pooled as pooled
 from kdtoolkit.functional.positions import resize_maps as resize_maps
+from kdtoolkit.functional.relation import angle_cosines as angle_cosines
+from kdtoolkit.functional.relation import cosine_similarities as cosine_similarities
+from kdtoolkit.functional.relation import flow_matrix as flow_matrix
+from kdtoolkit.functional.relation import gram_matrix as gram_matrix
+from kdtoolkit.functional.relation import pairwise_distances as pairwise_distances
+from kdtoolkit.functional.relation import unit_vectors as unit_vectors
 from kdtoolkit.functional.response import (
     confidence_weighted_cross_entropy as confidence_weighted_cross_entropy,
 )

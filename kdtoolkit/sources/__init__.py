@@ -1,6 +1,7 @@
-"""Teachers that aren't plain networks: what a student said before, and what it was before."""
+"""Teachers that are not plain networks: a student's past, and one made of the labels."""
 
 from kdtoolkit.sources.base import Source as Source
 from kdtoolkit.sources.memory import LastPredictions as LastPredictions
 from kdtoolkit.sources.memory import PredictionMemory as PredictionMemory
 from kdtoolkit.sources.snapshot import Snapshot as Snapshot
+from kdtoolkit.sources.virtual import VirtualTeacher as VirtualTeacher

@@ -50,6 +50,11 @@ class Source(keras.layers.Layer):
     # What subclasses fill in ------------------------------------------------------------------
 
     @property
+    def metrics(self):
+        # Those of a network that was compiled before are no metrics of this training.
+        return []
+
+    @property
     def network(self):
         """The network whose layers transfers may read, or None."""
         return None

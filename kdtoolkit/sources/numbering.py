@@ -13,11 +13,12 @@ WAY_OUT = (
 )
 
 
-def with_example_ids(sources, x):
-    """The input of `fit`, with example ids where memories need them, and memories that fit it.
+def with_example_ids(sources, losses, x):
+    """The input of `fit`, with example ids where something needs them, and memories that fit it.
 
     Args:
         sources: list of `Source`.
+        losses: list of losses; those with "example_id" in `needs` keep a memory of their own.
         x: input as given to `fit`. Arrays get ids by themselves. Other data must carry them; it
             may say how many examples there are in an attribute `examples`.
 
@@ -28,11 +29,12 @@ def with_example_ids(sources, x):
         ValueError: data without ids, or another number of examples than a memory has rows.
     """
     memories = [source for source in sources if source.needs_ids]
-    if not memories:
+    readers = [loss for loss in losses if "example_id" in getattr(loss, "needs", ())]
+    if not memories and not readers:
         return x
     chosen = False
     if not is_arrays(x):
-        _check_ids(memories[0], x)
+        _check_ids([*memories, *readers][0], x)
         examples = getattr(x, "examples", None)
     else:
         chosen = isinstance(x, Mapping) and EXAMPLE_ID in x
