@@ -54,7 +54,7 @@ class Gate:
 
 @public
 class Through(Gate):
-    """Everything passes: the same as no gate."""
+    """Everything passes, as without a gate. The default of `kd.Transfer`."""
 
     def factor(self, source, student):
         return None

@@ -11,8 +11,6 @@ from kdtoolkit.losses.multi_level import MultiLevelLogits
 from kdtoolkit.losses.noise import NoisyLogits
 from tests import helpers, reference
 
-pytestmark = pytest.mark.core
-
 BATCH, CLASSES, TEACHERS = 3, 4, 5
 
 

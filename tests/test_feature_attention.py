@@ -14,8 +14,6 @@ from tests import helpers
 from tests.cases_attention import discrepancy, patterns
 from tests.contract import draw
 
-pytestmark = pytest.mark.core
-
 KERNELS = ("polynomial", "linear", "gaussian")
 PATTERNED = {
     "attention": AttentionTransfer(),

@@ -19,8 +19,6 @@ from tests.support import (
     transformer,
 )
 
-pytestmark = pytest.mark.core
-
 EXAMPLES = 12
 #: Losses that need maps or tokens, and those that read anything.
 SPATIAL = {
@@ -108,6 +106,7 @@ def test_all_losses_train_side_by_side_between_networks_of_any_kind(pair):
     assert not own & {id(v) for v in made.student.weights}
 
 
+@pytest.mark.core
 def test_vectors_are_compared_too():
     edges = [
         kd.Transfer(make(), weight=0.1, name=name, source_layer="hidden", student_layer="hidden")
@@ -121,6 +120,7 @@ def test_vectors_are_compared_too():
     assert all(np.isfinite(history[name][0]) for name in ANY)
 
 
+@pytest.mark.core
 def test_a_saved_run_goes_on_bit_by_bit_with_projectors_banks_and_random_masks(tmp_path):
     x, y = images(EXAMPLES)
     made = distiller("maps")

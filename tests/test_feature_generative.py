@@ -15,8 +15,6 @@ from kdtoolkit.losses.feature.review import ReviewKD
 from kdtoolkit.steps import Stage, during
 from tests.helpers import array, gradient
 
-pytestmark = pytest.mark.core
-
 LABEL_LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 

@@ -12,8 +12,6 @@ from kdtoolkit.losses.relation.flow import FlowOfSolutions
 from kdtoolkit.losses.relation.similarity import ProbabilisticTransfer, SimilarityPreserving
 from tests import cases_relation, helpers
 
-pytestmark = pytest.mark.core
-
 RELATIONAL = [RelationalDistance, RelationalAngle]
 COSINE = [ProbabilisticTransfer, CorrelationCongruence]
 BETWEEN_EXAMPLES = [*RELATIONAL, SimilarityPreserving, *COSINE]

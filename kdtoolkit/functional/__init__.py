@@ -25,6 +25,7 @@ from kdtoolkit.functional.divergence import noisy as noisy
 from kdtoolkit.functional.divergence import squared_divergence as squared_divergence
 from kdtoolkit.functional.logits import at_least_float32 as at_least_float32
 from kdtoolkit.functional.logits import check_logits as check_logits
+from kdtoolkit.functional.logits import check_pairs as check_pairs
 from kdtoolkit.functional.logits import class_numbers as class_numbers
 from kdtoolkit.functional.logits import confidence_weights as confidence_weights
 from kdtoolkit.functional.logits import label_distribution as label_distribution

@@ -5,7 +5,14 @@ import math
 import keras
 from keras import ops
 
-from kdtoolkit.functional.logits import at_least_float32, log_probabilities, paired, per_example
+from kdtoolkit.functional.logits import (
+    at_least_float32,
+    check_pairs,
+    log_probabilities,
+    paired,
+    per_example,
+    squared,
+)
 
 
 def log_complement(log_p):
@@ -32,10 +39,6 @@ def log_complement(log_p):
     return ops.where(largest, together, ops.log1p(-ops.exp(others)))
 
 
-def _squared(temperature, logits):
-    return ops.square(ops.cast(temperature, logits.dtype))
-
-
 def squared_divergence(source_logits, student_logits, temperature=1.0):
     """Squared distance of the softened probabilities, `T^2 * sum_c (p_c - q_c)^2`.
 
@@ -59,7 +62,7 @@ def squared_divergence(source_logits, student_logits, temperature=1.0):
     source, student = paired(source_logits, student_logits, "squared_divergence")
     p, q = (ops.exp(log_probabilities(z, temperature)) for z in (source, student))
     difference = ops.sum(ops.square(p - q), axis=-1)
-    return _squared(temperature, student) * per_example(difference)
+    return squared(temperature, student) * per_example(difference)
 
 
 def logistic_divergence(source_logits, student_logits, temperature=1.0):
@@ -88,22 +91,13 @@ def logistic_divergence(source_logits, student_logits, temperature=1.0):
     log_p, log_q = (log_probabilities(z, temperature) for z in (source, student))
     log_not_p, log_not_q = log_complement(log_p), log_complement(log_q)
     each = ops.exp(log_p) * (log_p - log_q) + ops.exp(log_not_p) * (log_not_p - log_not_q)
-    return _squared(temperature, student) * per_example(ops.sum(each, axis=-1))
+    return squared(temperature, student) * per_example(ops.sum(each, axis=-1))
 
 
 def _predictions(logits, temperature):
     """Softened probabilities as `(positions, batch, classes)`."""
     p = ops.exp(log_probabilities(logits, temperature))
     return ops.moveaxis(ops.reshape(p, (ops.shape(p)[0], -1, p.shape[-1])), 1, 0)
-
-
-def _check_pairs(logits, owner):
-    if logits.shape[0] == 1:
-        raise ValueError(
-            f"{owner} compares the examples of a batch and expects at least 2. Received: logits of "
-            f"shape {tuple(logits.shape)}. Use a larger batch, and drop a last batch of one "
-            "example (`drop_remainder=True`)."
-        )
 
 
 def batch_relation(source_logits, student_logits, temperature=1.0):
@@ -132,7 +126,7 @@ def batch_relation(source_logits, student_logits, temperature=1.0):
         0.5
     """
     source, student = paired(source_logits, student_logits, "batch_relation")
-    _check_pairs(student, "batch_relation")
+    check_pairs(student.shape, "batch_relation")
     p, q = (_predictions(z, temperature) for z in (source, student))
     gram_p, gram_q = (ops.matmul(x, ops.moveaxis(x, -1, -2)) for x in (p, q))
     return ops.mean(ops.sum(ops.square(gram_p - gram_q), axis=-1), axis=0)
@@ -163,7 +157,7 @@ def class_relation(source_logits, student_logits, temperature=1.0):
         0.5
     """
     source, student = paired(source_logits, student_logits, "class_relation")
-    _check_pairs(student, "class_relation")
+    check_pairs(student.shape, "class_relation")
     p, q = (_predictions(z, temperature) for z in (source, student))
     gram_p, gram_q = (ops.matmul(ops.moveaxis(x, -1, -2), x) for x in (p, q))
     total = ops.sum(ops.square(gram_p - gram_q), axis=(-1, -2)) / student.shape[-1]

@@ -53,6 +53,28 @@ def check_logits(source_shape, student_shape, owner, minimum_classes=2):
         )
 
 
+def check_pairs(shape, owner):
+    """Refuse a batch known to hold one example, where examples are compared with each other.
+
+    Args:
+        shape: tuple with the batch first, `None` where it isn't known.
+        owner: what the message calls the loss.
+
+    Raises:
+        ValueError: one example.
+
+    Example:
+        >>> from kdtoolkit import functional
+        >>> functional.check_pairs((None, 10), "my loss")
+    """
+    if shape[0] == 1:
+        raise ValueError(
+            f"{owner} compares the examples of a batch with each other and expects at least 2. "
+            f"Received: shape {tuple(shape)}. Use a larger batch, and drop a last batch of one "
+            "example (`drop_remainder=True`)."
+        )
+
+
 def paired(source_logits, student_logits, owner, minimum_classes=2):
     """Both tensors in one dtype, at least float32, after `check_logits`."""
     source, student = at_least_float32(source_logits), at_least_float32(student_logits)
@@ -66,6 +88,11 @@ def softened(logits, temperature):
     if isinstance(temperature, (int, float)):
         scalars.checked(temperature, "temperature", "kdtoolkit.functional", above=0)
     return logits / ops.cast(temperature, logits.dtype)
+
+
+def squared(temperature, logits):
+    """T squared in the dtype of the logits: what keeps gradients from vanishing as T grows."""
+    return ops.square(ops.cast(temperature, logits.dtype))
 
 
 def per_example(values):

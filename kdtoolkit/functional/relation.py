@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from kdtoolkit.functional.logits import at_least_float32
-from kdtoolkit.functional.positions import arrange, as_tokens, smaller_layout
+from kdtoolkit.functional.positions import as_tokens, in_common
 
 
 def unit_vectors(vectors):
@@ -142,7 +142,5 @@ def flow_matrix(first, second):
         >>> [float(v) for v in functional.flow_matrix(tokens, [[[1.0], [1.0]]])[0, :, 0]]
         [2.0, 3.0]
     """
-    first, second = at_least_float32(first), at_least_float32(second)
-    layout = smaller_layout(tuple(first.shape), tuple(second.shape))
-    first, second = (as_tokens(arrange(features, layout)) for features in (first, second))
+    first, second = map(as_tokens, in_common(first, second))
     return ops.einsum("bpc,bpd->bcd", first, second) / first.shape[1]

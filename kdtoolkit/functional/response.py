@@ -5,6 +5,7 @@ import math
 from keras import ops
 
 from kdtoolkit.functional.logits import (
+    check_pairs,
     class_numbers,
     confidence_weights,
     label_distribution,
@@ -13,11 +14,8 @@ from kdtoolkit.functional.logits import (
     pearson_correlation,
     per_example,
     softened,
+    squared,
 )
-
-
-def _squared(temperature, logits):
-    return ops.square(ops.cast(temperature, logits.dtype))
 
 
 def _relative_entropy(log_p, log_q):
@@ -56,7 +54,7 @@ def kl_divergence(source_logits, student_logits, temperature=1.0):
     source, student = paired(source_logits, student_logits, "kl_divergence")
     log_p = log_probabilities(source, temperature)
     log_q = log_probabilities(student, temperature)
-    return _squared(temperature, student) * per_example(_relative_entropy(log_p, log_q))
+    return squared(temperature, student) * per_example(_relative_entropy(log_p, log_q))
 
 
 def cross_entropy(target_probabilities, student_logits):
@@ -108,7 +106,7 @@ def soft_cross_entropy(source_logits, student_logits, temperature=1.0):
     source, student = paired(source_logits, student_logits, "soft_cross_entropy")
     p = ops.exp(log_probabilities(source, temperature))
     value = per_example(_cross_entropy(p, softened(student, temperature)))
-    return _squared(temperature, student) * value
+    return squared(temperature, student) * value
 
 
 def hard_target_cross_entropy(source_logits, student_logits):
@@ -263,10 +261,10 @@ def decoupled_kd(source_logits, student_logits, labels, temperature=4.0):
     labelled = ops.one_hot(class_numbers(labels, source), source.shape[-1], dtype="bool")
     p_binary, p_rest = _target_and_rest(softened(source, temperature), labelled)
     q_binary, q_rest = _target_and_rest(softened(student, temperature), labelled)
-    squared = _squared(temperature, student)
+    factor = squared(temperature, student)
     return (
-        squared * per_example(_relative_entropy(p_binary, q_binary)),
-        squared * per_example(_relative_entropy(p_rest, q_rest)),
+        factor * per_example(_relative_entropy(p_binary, q_binary)),
+        factor * per_example(_relative_entropy(p_rest, q_rest)),
     )
 
 
@@ -303,7 +301,7 @@ def inter_class_relation(source_logits, student_logits, temperature=1.0):
     """
     source, student = paired(source_logits, student_logits, "inter_class_relation")
     p, q = (ops.exp(log_probabilities(z, temperature)) for z in (source, student))
-    return _squared(temperature, student) * per_example(1 - pearson_correlation(p, q))
+    return squared(temperature, student) * per_example(1 - pearson_correlation(p, q))
 
 
 def intra_class_relation(source_logits, student_logits, temperature=1.0):
@@ -335,10 +333,5 @@ def intra_class_relation(source_logits, student_logits, temperature=1.0):
         ops.reshape(ops.exp(log_probabilities(z, temperature)), (-1, z.shape[-1]))
         for z in (source, student)
     )
-    if p.shape[0] == 1:
-        raise ValueError(
-            "intra_class_relation correlates the examples of a batch and expects at least 2. "
-            f"Received: logits of shape {tuple(source.shape)}. Use a larger batch, and drop a last "
-            "batch of one example (`drop_remainder=True`)."
-        )
-    return _squared(temperature, student) * ops.mean(1 - pearson_correlation(p, q, axis=0))
+    check_pairs(p.shape, "intra_class_relation")
+    return squared(temperature, student) * ops.mean(1 - pearson_correlation(p, q, axis=0))

@@ -3,12 +3,8 @@
 from keras import ops
 
 from kdtoolkit import functional, scalars
-from kdtoolkit.functional.attention import (
-    attention,
-    check_common_layout,
-    check_positions,
-    in_common,
-)
+from kdtoolkit.functional.attention import attention
+from kdtoolkit.functional.positions import check_common_layout, check_positions, in_common
 from kdtoolkit.losses.feature.base import FeatureLoss
 from kdtoolkit.registry import public
 

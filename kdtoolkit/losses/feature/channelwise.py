@@ -3,7 +3,7 @@
 from keras import ops
 
 from kdtoolkit import functional
-from kdtoolkit.functional.attention import check_positions
+from kdtoolkit.functional.positions import check_positions
 from kdtoolkit.losses.feature.base import FeatureLoss
 from kdtoolkit.losses.feature.projector import Projector
 from kdtoolkit.registry import public

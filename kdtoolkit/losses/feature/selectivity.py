@@ -5,7 +5,7 @@ import math
 from keras import ops
 
 from kdtoolkit import functional
-from kdtoolkit.functional.attention import check_common_layout, check_positions, in_common
+from kdtoolkit.functional.positions import check_common_layout, check_positions, in_common
 from kdtoolkit.losses.feature.base import FeatureLoss
 from kdtoolkit.registry import public
 

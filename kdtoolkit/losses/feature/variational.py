@@ -5,7 +5,7 @@ import math
 from keras import initializers, layers, ops
 
 from kdtoolkit import functional, scalars
-from kdtoolkit.functional.attention import check_common_layout, in_common
+from kdtoolkit.functional.positions import check_common_layout, in_common
 from kdtoolkit.losses.feature.base import FeatureLoss
 from kdtoolkit.registry import public
 

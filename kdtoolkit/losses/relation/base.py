@@ -16,12 +16,7 @@ class RelationLoss(FeatureLoss):
         self.pool = pool
 
     def pair_values(self, source, student, layer):
-        if student.shape[0] == 1:
-            raise ValueError(
-                f"{type(self).__name__} compares the examples of a batch with each other and "
-                f"expects at least 2. Received: features of shape {tuple(student.shape)}. Use a "
-                "larger batch, and drop a last batch of one example (`drop_remainder=True`)."
-            )
+        functional.check_pairs(student.shape, type(self).__name__)
         as_one_vector = functional.pooled if self.pool else functional.as_vectors
         return self.compare(as_one_vector(source), as_one_vector(student))
 

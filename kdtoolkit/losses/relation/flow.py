@@ -3,7 +3,7 @@
 from keras import ops
 
 from kdtoolkit import functional
-from kdtoolkit.functional.positions import smaller_layout
+from kdtoolkit.functional.positions import check_common_layout
 from kdtoolkit.functional.relation import flow_matrix
 from kdtoolkit.losses.feature.base import LayeredLoss, as_pairs
 from kdtoolkit.losses.feature.projector import Projector
@@ -70,8 +70,7 @@ class FlowOfSolutions(LayeredLoss):
             for shape in layers:
                 functional.check_features(shape, "FlowOfSolutions")
             for step in _steps(layers):
-                for shape in step:
-                    functional.check_arrangement(shape, smaller_layout(*step), "FlowOfSolutions")
+                check_common_layout(*step, "FlowOfSolutions")
 
     def make_layers(self, source, student):
         return [self._projector(*pair) for pair in zip(source, student, strict=True)]
