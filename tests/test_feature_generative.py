@@ -7,9 +7,10 @@ from keras import ops
 from scipy import stats
 
 import kdtoolkit as kd
+from kdtoolkit.functional.positions import as_map
 from kdtoolkit.losses.feature import factor, review
 from kdtoolkit.losses.feature.factor import FactorTransfer
-from kdtoolkit.losses.feature.generative import MaskedGenerative, as_map
+from kdtoolkit.losses.feature.generative import MaskedGenerative
 from kdtoolkit.losses.feature.overhaul import Overhaul, bn_margin, partial_squares
 from kdtoolkit.losses.feature.review import ReviewKD
 from kdtoolkit.steps import Stage, during

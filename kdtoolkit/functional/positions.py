@@ -133,6 +133,39 @@ def as_vectors(features):
     return ops.reshape(features, (-1, math.prod(features.shape[1:])))
 
 
+def map_shape(shape):
+    """Shape of features of any kind when they are read as maps, see `as_map`.
+
+    Example:
+        >>> from kdtoolkit.functional.positions import map_shape
+        >>> map_shape((None, 8)), map_shape((None, 17, 8)), map_shape((None, 12, 8))
+        ((None, 1, 1, 8), (None, 4, 4, 8), (None, 12, 1, 8))
+    """
+    sides = tuple(shape[1:-1])
+    if len(shape) == 2:
+        sides = (1, 1)
+    elif len(shape) == 3:
+        grid = grid_of(shape[1])
+        sides = (shape[1], 1) if grid is None else (grid[1], grid[1])
+    return (None, *sides, shape[-1])
+
+
+def as_map(features):
+    """Features of any kind as maps, so that one convolution serves them all.
+
+    A vector is a map of one cell. Tokens are a square grid, without the extra tokens before it, or
+    else a map one cell wide.
+
+    Returns:
+        Tensor `(batch, height, width, channels)`, at least float32.
+    """
+    features = at_least_float32(features)
+    shape = map_shape(features.shape)
+    if len(features.shape) == 3:
+        features = features[:, features.shape[1] - shape[1] * shape[2] :]
+    return ops.reshape(features, (-1, *shape[1:]))
+
+
 def pooled(features):
     """Features of any kind as the mean over their positions, `(batch, channels)`."""
     return ops.mean(as_tokens(features), axis=1)

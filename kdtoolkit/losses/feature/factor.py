@@ -4,8 +4,9 @@ import keras
 from keras import layers, ops
 
 from kdtoolkit import functional, scalars
+from kdtoolkit.functional.positions import as_map, map_shape
 from kdtoolkit.losses.feature.base import FeatureLoss
-from kdtoolkit.losses.feature.generative import as_map, convolution, map_shape
+from kdtoolkit.losses.feature.projector import convolution
 from kdtoolkit.registry import public
 from kdtoolkit.scalars import Scalar
 
@@ -58,14 +59,6 @@ def paraphraser(shape, rate=0.5):
     encoder = _stack((None, *shape), (channels, few, few))
     decoder = _stack((None, *shape[:2], few), (few, channels, channels))
     return encoder, decoder
-
-
-def _unit(features):
-    """Features as one vector of length 1 per example; zeros stay zeros."""
-    vectors = functional.as_vectors(features)
-    square = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
-    # The square root has no gradient at 0.
-    return vectors / ops.sqrt(ops.where(square > 0, square, 1.0))
 
 
 class _Factors(layers.Layer):
@@ -222,7 +215,8 @@ class FactorTransfer(FeatureLoss):
         student = functional.resize_maps(student, *layer.translator.input_shape[1:3])
         source = as_map(source)
         u, v, restored = layer(source, student, training=self.training)
-        difference = _unit(u) - _unit(v)
+        u, v = (functional.unit_vectors(functional.as_vectors(factors)) for factors in (u, v))
+        difference = u - v
         difference = ops.abs(difference) if self.p == 1 else ops.square(difference)
         values = functional.per_example(difference)
         if restored is None:

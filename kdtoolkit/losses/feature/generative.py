@@ -4,51 +4,11 @@ import keras
 from keras import layers, ops
 
 from kdtoolkit import functional
-from kdtoolkit.functional.positions import grid_of
+from kdtoolkit.functional.positions import as_map, map_shape
 from kdtoolkit.losses.feature.base import FeatureLoss
-from kdtoolkit.losses.feature.projector import Projector
+from kdtoolkit.losses.feature.projector import Projector, convolution
 from kdtoolkit.registry import public
 from kdtoolkit.scalars import Scalar
-
-
-def map_shape(shape):
-    """Shape of features of any kind when they are read as maps, see `as_map`.
-
-    Example:
-        >>> from kdtoolkit.losses.feature.generative import map_shape
-        >>> map_shape((None, 8)), map_shape((None, 17, 8)), map_shape((None, 12, 8))
-        ((None, 1, 1, 8), (None, 4, 4, 8), (None, 12, 1, 8))
-    """
-    sides = tuple(shape[1:-1])
-    if len(shape) == 2:
-        sides = (1, 1)
-    elif len(shape) == 3:
-        grid = grid_of(shape[1])
-        sides = (shape[1], 1) if grid is None else (grid[1], grid[1])
-    return (None, *sides, shape[-1])
-
-
-def as_map(features):
-    """Features of any kind as maps, so that one convolution serves them all.
-
-    A vector is a map of one cell. Tokens are a square grid, without the extra tokens before it, or
-    else a map one cell wide.
-
-    Returns:
-        Tensor `(batch, height, width, channels)`, at least float32.
-    """
-    features = functional.at_least_float32(features)
-    shape = map_shape(features.shape)
-    if len(features.shape) == 3:
-        features = features[:, features.shape[1] - shape[1] * shape[2] :]
-    return ops.reshape(features, (-1, *shape[1:]))
-
-
-def convolution(channels, shape, **kwargs):
-    """A 3x3 convolution for maps of this shape; along a side of one cell it is 1 wide."""
-    kernel = tuple(3 if side > 1 else 1 for side in shape[1:3])
-    options = {"padding": "same", "data_format": "channels_last", "dtype": "float32"}
-    return layers.Conv2D(channels, kernel, **options, **kwargs)
 
 
 class _Generator(layers.Layer):

@@ -1,4 +1,4 @@
-"""The learned layer that brings a student's features into the shape of the source's."""
+"""Learned layers between features: the projector from one shape to another, convolutions."""
 
 from keras import layers
 
@@ -76,3 +76,10 @@ class Projector(layers.Layer):
 
     def compute_output_shape(self, shape):
         return (shape[0], *self.target[1:])
+
+
+def convolution(channels, shape, **kwargs):
+    """A 3x3 convolution for maps of this shape; along a side of one cell it is 1 wide."""
+    kernel = tuple(3 if side > 1 else 1 for side in shape[1:3])
+    options = {"padding": "same", "data_format": "channels_last", "dtype": "float32"}
+    return layers.Conv2D(channels, kernel, **options, **kwargs)

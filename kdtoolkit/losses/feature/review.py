@@ -3,9 +3,9 @@
 from keras import layers, ops
 
 from kdtoolkit import functional, scalars
-from kdtoolkit.functional.positions import grid_of
+from kdtoolkit.functional.positions import as_map, grid_of, map_shape
 from kdtoolkit.losses.feature.base import LayeredLoss, as_pairs
-from kdtoolkit.losses.feature.generative import as_map, convolution, map_shape
+from kdtoolkit.losses.feature.projector import convolution
 from kdtoolkit.registry import public
 
 
