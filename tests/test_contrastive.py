@@ -289,3 +289,16 @@ def test_several_replicas_are_refused(two_replicas):
         made = distiller()
     with pytest.raises(ValueError, match="banks of its own on each replica. Expected one"):
         fit(made, kd.data.with_ids(x), y, batch_size=8, epochs=1)
+
+
+def test_more_examples_than_rows_are_refused_before_training():
+    x, y = images(12)
+    loss = ContrastiveRepresentation(examples=8, negatives=2, dim=4, name="crd")
+    layers = {"source_layer": "features", "student_layer": "features"}
+    distiller = kd.Distiller(
+        student=conv(4, 0), teacher=conv(6, 1), transfers=[kd.Transfer(loss, **layers)]
+    )
+    distiller.compile("sgd", crossentropy())
+    match = r"'crd' keeps a row for each of 8 examples, and the data has 12.*examples=12"
+    with pytest.raises(ValueError, match=match):
+        distiller.fit(x, y, verbose=0)

@@ -91,9 +91,11 @@ def _resize_axis(tensor, axis, new_size):
     if size == new_size:
         return tensor
     matrix = (_averaging if new_size < size else _interpolating)(size, new_size)
-    matrix = ops.convert_to_tensor(matrix, dtype=tensor.dtype)
+    matrix = ops.convert_to_tensor(matrix.T, dtype=tensor.dtype)
     moved = ops.moveaxis(tensor, axis, -1)
-    return ops.moveaxis(ops.matmul(moved, ops.transpose(matrix)), -1, axis)
+    # One plain product: TensorFlow's batched one with oneDNN writes out of bounds for (b, 1, n, m).
+    rows = ops.matmul(ops.reshape(moved, (-1, size)), matrix)
+    return ops.moveaxis(ops.reshape(rows, (-1, *moved.shape[1:-1], new_size)), -1, axis)
 
 
 def resize_maps(maps, height, width):

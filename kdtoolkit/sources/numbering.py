@@ -40,6 +40,8 @@ def with_example_ids(sources, losses, x):
         chosen = isinstance(x, Mapping) and EXAMPLE_ID in x
         x = x if chosen else with_ids(x)
         examples = int(np.max(keras.ops.convert_to_numpy(x[EXAMPLE_ID]))) + 1
+    for loss in readers:
+        _check_rows(loss, examples)
     for memory in memories:
         # Whoever chose the ids may train with a part of the data: there are at least that many.
         enough = chosen and memory.examples is not None and examples < memory.examples
@@ -61,4 +63,14 @@ def _check_ids(memory, x):
         raise ValueError(
             f"{type(memory).__name__} '{memory.name}' needs example ids, and the data has none. "
             f"{WAY_OUT} Received: a {type(x).__name__} without '{EXAMPLE_ID}'"
+        )
+
+
+def _check_rows(loss, examples):
+    """Refuse data with more examples than a loss that keeps a row for each has rows."""
+    rows = getattr(loss, "examples", None)
+    if None not in (rows, examples) and examples > rows:
+        raise ValueError(
+            f"'{loss.name}' keeps a row for each of {rows} examples, and the data has {examples}. "
+            f"Expected `{type(loss).__name__}(examples={examples})`. Received: examples={rows}"
         )

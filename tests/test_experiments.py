@@ -1,0 +1,49 @@
+"""The experiments run, in miniature, go on where they were, and end in their tables."""
+
+import importlib
+import pathlib
+
+import pytest
+
+from kdtoolkit.evaluation import read_csv
+
+EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
+
+pytestmark = pytest.mark.tensorflow
+
+
+# The first of two stages leaves the layers behind the hint alone, and Keras says so.
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_the_comparison_of_losses_ends_in_rows_lines_and_a_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    monkeypatch.setenv("COLUMNS", "120")
+    losses = importlib.import_module("losses")
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    methods = ["student alone", "hint, two stages"]
+    command = ["digits", "--seeds", "2", "--epochs", "8", "--max-train", "50", "--out", str(out)]
+    command += ["--teacher-epochs", "1", "--runs", str(runs), "--methods", *methods]
+    losses.main(command)
+    rows = read_csv(out / "losses_digits_runs.csv")
+    assert [(row["method"], row["seed"]) for row in rows] == [
+        (m, s) for m in methods for s in (0, 1)
+    ]
+    assert all(row["finite"] and 0 <= row["test_accuracy"] <= 1 for row in rows)
+    assert (out / "losses_digits.png").stat().st_size > 5_000
+    # What is there isn't trained again; the times of steps join the table.
+    losses.main([*command, "--times", "--rounds", "1"])
+    assert read_csv(out / "losses_digits_runs.csv") == rows
+    lines = read_csv(out / "losses_digits.csv")
+    assert [line["method"] for line in lines] == methods
+    assert lines[0]["step_time"] == 1 and lines[1]["step_time"] > 0
+    difference = [row["test_accuracy"] for row in rows]
+    expected = (difference[2] + difference[3] - difference[0] - difference[1]) / 2
+    assert lines[1]["difference"] == pytest.approx(expected)
+    assert "hint, two stages" in capsys.readouterr().out
+
+
+def test_every_method_of_the_comparison_names_a_loss_that_exists(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    methods = importlib.import_module("loss_methods").METHODS
+    names = [method.name for method in methods]
+    assert len(set(names)) == len(names) > 30
+    assert names[0] == "student alone"
