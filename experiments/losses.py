@@ -260,8 +260,8 @@ def step_times(options):
     """Processor time of a step as a ratio to the student alone: medians over rounds."""
     teacher, data = teacher_of(options), load(options, 0, options.max_train)
     batches = pipeline(data, options, 0)
-    alone = next(method for method in METHODS if method.name == "student alone")
-    methods = [alone, *(method for method in options.methods if method is not alone)]
+    # Of two stages neither is the method's step.
+    methods = [method for method in options.methods if not method.first_stage]
     parts = {}
     for method in methods:
         student = network(options.student, data, options, 0)
@@ -276,7 +276,7 @@ def step_times(options):
             if turn >= 0:
                 rounds[name].append(time.process_time() - started)
         print(f"round {turn + 1} of {options.rounds}", flush=True)
-    plain = np.array(rounds[alone.name])
+    plain = np.array(rounds["student alone"])
     return {name: float(np.median(np.array(times) / plain)) for name, times in rounds.items()}
 
 
@@ -294,9 +294,9 @@ def lines_of(options, rows, times):
     each = {}
     for row in rows:
         each.setdefault(row["method"], {})[row["seed"]] = row["test_accuracy"]
-    base, lines = each["student alone"], []
-    for method in options.methods:
-        found = each.get(method.name, {})
+    base, lines = each.get("student alone", {}), []
+    for method in (method for method in options.methods if method.name in each):
+        found = each[method.name]
         seeds = sorted(found.keys() & base.keys())
         mean, sd = evaluation.summary([found[seed] for seed in seeds])
         line = {"method": method.name, "seeds": len(seeds), "test_mean": mean, "test_sd": sd}
@@ -354,6 +354,8 @@ def report(options):
     times_file = options.runs / f"losses-{options.data}" / "step-times.json"
     times = json.loads(times_file.read_text()) if times_file.exists() else {}
     rows = rows_of(options)
+    if not rows:
+        raise SystemExit(f"No run in {options.runs} yet: run it without --times first.")
     lines = lines_of(options, rows, times)
     options.out.mkdir(parents=True, exist_ok=True)
     evaluation.write_csv(rows, f"{start}_runs.csv", overwrite=True)
@@ -397,7 +399,9 @@ def parse(arguments):
     given = parser.parse_args(arguments)
     chosen = {key: value for key, value in vars(given).items() if value is not None}
     options = {**dict.fromkeys(vars(given)), **PRESETS[given.data], **chosen}
-    options["methods"] = [known[name] for name in given.methods or known]
+    # Everything is compared with the student alone.
+    chosen = dict.fromkeys(["student alone", *(given.methods or known)])
+    options["methods"] = [known[name] for name in chosen]
     return argparse.Namespace(**options)
 
 

@@ -1,9 +1,13 @@
 """What is made before the first step, so that the step is traced once."""
 
 import keras
+from keras import ops
 
 from kdtoolkit.checks import first_batch
 from kdtoolkit.steps import placed
+
+#: Number of examples that are looked at.
+LOOK = 8
 
 
 def build_ahead(distiller, x, y):
@@ -28,8 +32,14 @@ def build_ahead(distiller, x, y):
         batch = first_batch(x, y)
         if batch is None or batch[1] is None:
             return
+        batch = keras.tree.map_structure(lambda leaf: leaf[:LOOK], batch)
+        known = {id(v): ops.convert_to_numpy(v) for v in distiller.metrics_variables}
         outputs = distiller(batch[0])
         # The loss too: with several outputs Keras keeps a mean for each.
         distiller.compute_loss(*batch, outputs, training=False)
         distiller.compute_metrics(*batch, outputs)
         distiller.reset_metrics()
+        # Metrics of the user's may count across resets.
+        for variable in distiller.metrics_variables:
+            if id(variable) in known:
+                variable.assign(known[id(variable)])

@@ -261,12 +261,12 @@ class Distiller(KeepsRandomStates, keras.Model):
         if not self._labelled[self._phase()]:
             # Keras's "loss" comes first; the others would need labels.
             compiled = compiled[:1]
-        if self._label_free:
-            own = self.graph.trackers_of(self._phase() is Stage.TRAIN)
-        elif self._phase() is Stage.EVALUATE:
-            own = []
+        training = self._phase() is Stage.TRAIN
+        shown = self.graph.trackers_of(training) if training or self._label_free else []
+        if training and not self._label_free:
+            shown = [self._label_tracker, *shown]
         results = {}
-        for metric in [*compiled, *own]:
+        for metric in [*compiled, *shown]:
             result = metric.result()
             results.update(result if isinstance(result, dict) else {metric.name: result})
         return results

@@ -40,7 +40,7 @@ class Gate:
 
         Args:
             source, student: the outputs of both networks, such as logits; of a network with several
-                outputs, what the transfer reads.
+                outputs the one that the transfer reads, None if it reads an inner layer.
         """
         raise NotImplementedError(f"{type(self).__name__} must define `factor(source, student)`.")
 
@@ -80,7 +80,8 @@ class Linear(Gate):
         first + (last - first) * epoch / epochs
 
     `epochs` is what `fit` was given. From 0 to 1 (default) it is the paper's linear gate, which
-    lets a student find its own way first; from 1 to 0 a teacher that fades.
+    lets a student find its own way first; from 1 to 0 a teacher that fades. With `epochs=1`, and
+    outside of `fit`, it stays at `first`.
 
     Source: as in `Gate`. The paper counts iterations; here it moves at the start of each epoch.
 
@@ -126,7 +127,14 @@ class Correct(Gate):
     """
 
     def factor(self, source, student, labels):
+        if source is None:
+            raise ValueError(
+                "The gate 'correct' must know which of several outputs are class scores. Expected "
+                "a source with one output, or a transfer that reads the output by its key. "
+                "Received: a transfer of an inner layer."
+            )
         source = ops.convert_to_tensor(source)
+        functional.check_logits(source.shape, source.shape, "The gate 'correct'")
         right = functional.class_numbers(labels, source)
         chosen = ops.cast(ops.argmax(source, axis=-1), right.dtype)
         return functional.per_example(ops.cast(ops.equal(chosen, right), "float32"))

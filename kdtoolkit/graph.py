@@ -82,8 +82,8 @@ class TransferGraph(keras.layers.Layer):
         Teachers are frozen by being left out, not by their `trainable` flags: a layer that a
         teacher shares with a student stays the student's.
         """
-        found = {}
-        for part in [*map(self.node, self.student_names), *self.transfers]:
+        found, opened = {}, [t for t in self.transfers if t.gate.is_open]
+        for part in [*map(self.node, self.student_names), *opened]:
             found.update((id(v), v) for v in part.trainable_weights)
         return list(found.values())
 
@@ -166,10 +166,16 @@ class TransferGraph(keras.layers.Layer):
     def active_edges(self, training):
         """The edges of a step, without those that a gate cuts off.
 
-        Memories know training data alone, so `evaluate` leaves theirs out.
+        Memories know training data alone, those of sources and those of losses, so `evaluate`
+        leaves theirs out.
         """
         opened = [e for e in self.edges if e.transfer.gate.is_open]
-        return [e for e in opened if training or e.source in self._taps]
+        return [e for e in opened if training or not self._remembers(e)]
+
+    def _remembers(self, edge):
+        """Whether an edge compares with what was stored for each training example."""
+        needs = getattr(edge.transfer.loss, "needs", ())
+        return edge.source not in self._taps or "example_id" in needs
 
     def trackers_of(self, training):
         """The logged means of `active_edges`."""

@@ -109,6 +109,7 @@ class Transfer(keras.layers.Layer):
         # Tracked here, so that the step reads them as state and the distiller saves them.
         self._loss_scalars = list(loss.variables) if isinstance(loss, TransferLoss) else []
         self._loss_layers = []
+        self._shapes = None
 
     @property
     def source_paths(self):
@@ -142,6 +143,13 @@ class Transfer(keras.layers.Layer):
 
     def connect(self, source, student):
         """Check the shapes (lists of tuples) and create the loss's own layers for them."""
+        if self._shapes not in (None, (source, student)):
+            raise ValueError(
+                f"Transfer '{self.name}' is connected to shapes {self._shapes} already. Expected a "
+                f"new Transfer, with a new loss, for another pair of networks. Received: "
+                f"{(source, student)}"
+            )
+        self._shapes = source, student
         if self.built:
             return
         source, student = self.gather(source, student)
@@ -158,21 +166,16 @@ class Transfer(keras.layers.Layer):
             source, student: lists of tensors, in the order of the paths.
             sample_weight: optional tensor `(batch,)`.
             context: what the loss and the gate may ask for, by name.
-            outputs: the outputs of both networks, for the gate. Where one is no tensor, the gate
-                sees what was read.
+            outputs: the outputs of both networks, for the gate. Of a network with several it sees
+                the one that the transfer reads, or None.
         """
         source, student = self.gather(source, student)
-        seen = [
-            read if out is None or isinstance(out, dict | list | tuple) else out
-            for out, read in zip(outputs, (source, student), strict=True)
-        ]
         loss = self.loss
         if isinstance(loss, TransferLoss) and loss.needs:
             loss = BoundLoss(loss, self._context_for(loss, context))
-        passed = self.gate.factor(*seen, **self._context_for(self.gate, context))
+        passed = self._passed(outputs, context)
         if passed is None:
             return loss(source, student, sample_weight)
-        passed = ops.stop_gradient(ops.cast(passed, "float32"))
         if not passed.shape:
             value = loss(source, student, sample_weight)
             return value * ops.cast(passed, value.dtype)
@@ -180,15 +183,49 @@ class Transfer(keras.layers.Layer):
             passed = passed * ops.cast(ops.reshape(sample_weight, (-1,)), passed.dtype)
         return loss(source, student, passed)
 
+    def _passed(self, outputs, context):
+        """What the gate lets through: None for all, a scalar, or one number per example."""
+        heads = [self._head(*end) for end in zip(outputs, self._ends(), strict=True)]
+        passed = self.gate.factor(*heads, **self._context_for(self.gate, context))
+        if passed is None:
+            return None
+        passed = ops.stop_gradient(ops.cast(passed, "float32"))
+        if len(passed.shape) == 2 and passed.shape[1] == 1:
+            passed = ops.squeeze(passed, -1)
+        if len(passed.shape) > 1:
+            raise ValueError(
+                f"The gate of transfer '{self.name}' must return a number, or one per example, "
+                f"shape (batch,). Received: shape {tuple(passed.shape)}"
+            )
+        return passed
+
+    def _ends(self):
+        return self._source_paths, self._student_paths
+
+    def _head(self, output, paths):
+        """A network's output, or the one of several that the transfer reads; None if neither."""
+        if isinstance(output, dict) and len(paths) == 1 and paths[0] in output:
+            return output[paths[0]]
+        return None if isinstance(output, dict | list | tuple) else output
+
     def _context_for(self, reader, context):
         return {name: self._needed(name, context) for name in reader.needs}
 
     def _needed(self, name, context):
-        if context[name] is None and name in WAYS_OUT:
+        value = context[name]
+        if value is None and name in WAYS_OUT:
             raise ValueError(
                 f"Transfer '{self.name}' needs {WAYS_OUT[name]}. Received: {name}=None"
             )
-        return context[name]
+        if name == "labels" and isinstance(value, dict | list | tuple):
+            value = self._head(value, self._student_paths)
+            if value is None:
+                raise ValueError(
+                    f"Transfer '{self.name}' needs one of several labels. Expected `student_layer` "
+                    "as the key of an output that `y` has labels for. Received: "
+                    f"student_layer={self.student_layer!r}"
+                )
+        return value
 
     def get_config(self):
         return {

@@ -183,3 +183,55 @@ def test_two_replicas_train_projectors_like_one(two_replicas):
     assert largest_difference(arrays(two), arrays(one)) < 1e-5
     for name, values in logs[0].items():
         assert logs[1][name] == pytest.approx(values, rel=1e-4), name
+
+
+def test_a_loss_with_layers_serves_one_transfer_and_one_without_any_number():
+    def made(loss, **kwargs):
+        both = [
+            kd.Transfer(loss, source_layer=layer, student_layer=layer, name=layer, **kwargs)
+            for layer in CONV
+        ]
+        return kd.Distiller(student=conv(4, 0), teacher=conv(6, 1), transfers=both)
+
+    with pytest.raises(ValueError, match="has layers of its own and serves one transfer"):
+        made(losses.Hint(name="mine"))
+    x, y = images(EXAMPLES)
+    shared = made(losses.AttentionTransfer())
+    shared.compile("sgd", crossentropy())
+    assert np.isfinite(fit(shared, x, y, epochs=1).history["loss"][0])
+
+
+def test_a_transfer_stays_with_the_shapes_that_it_was_made_for():
+    edge = kd.Transfer(losses.Hint(), source_layer="stage1", student_layer="stage1", name="edge")
+    kd.Distiller(student=conv(4, 0), teacher=conv(6, 1), transfers=[edge])
+    # Another student of the same shapes goes on with the same projector.
+    kd.Distiller(student=conv(4, 3), teacher=conv(6, 1), transfers=[edge])
+    with pytest.raises(ValueError, match="Transfer 'edge' is connected to shapes"):
+        kd.Distiller(student=conv(5, 0), teacher=conv(6, 1), transfers=[edge])
+
+
+def test_a_paraphraser_is_copied_and_its_maker_may_go_on_training_it():
+    encoder, _ = losses.paraphraser((4, 4, 12))
+    first, second = (losses.FactorTransfer(encoder) for _ in range(2))
+    assert encoder.trainable and not first.paraphraser.trainable
+    assert first.paraphraser is not second.paraphraser
+    assert largest_difference(arrays(first.paraphraser), arrays(encoder)) == 0
+
+
+def test_sequences_are_resized_along_their_axis_and_grids_in_the_plane():
+    # A student that is the teacher's sequence, four times as long, agrees with it.
+    source = np.random.default_rng(0).normal(size=(2, 16, 3)).astype("float32")
+    student = np.repeat(source, 4, axis=1)
+    assert float(losses.AttentionTransfer()(source, student)) < 1e-9
+    assert float(losses.Hint(project=False)(source, source)) == 0
+
+
+def test_evaluate_leaves_out_what_remembers_training_examples():
+    x, _ = images(EXAMPLES)
+    crd = losses.ContrastiveRepresentation(EXAMPLES, negatives=2, dim=4)
+    layers = {"source_layer": "features", "student_layer": "features"}
+    edges = [kd.Transfer(crd, **layers), kd.Transfer(losses.SoftTargets())]
+    made = kd.Distiller(student=conv(4, 0), teacher=conv(6, 1), transfers=edges)
+    made.compile("sgd")
+    history = fit(made, x, epochs=1, validation_data=(x[:4], None)).history
+    assert "val_soft_targets" in history and "val_contrastive_representation" not in history

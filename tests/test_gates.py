@@ -110,20 +110,47 @@ def test_cutoff_trains_like_no_transfer_and_never_runs_the_teacher():
     history = cut.fit(keras.ops.convert_to_tensor(x), y, epochs=1, verbose=0, shuffle=False)
     # Once before training, when a few examples are looked at, and never in a step.
     assert len(calls) <= 1
-    assert history.history["edge"] == [0.0]
+    assert "edge" not in history.history
     plain = dense(4, 1, norm=False)
     plain.compile(keras.optimizers.SGD(0.1), crossentropy())
     plain.fit(x, y, epochs=1, verbose=0, shuffle=False)
     assert largest_difference(arrays(cut.student)[:4], arrays(plain)[:4]) < 1e-6
 
 
-def test_a_gate_reads_the_labelled_output_where_a_network_has_several():
-    edge = kd.Transfer(kd.losses.SoftTargets(1.0), gate="correct")
+def test_a_gate_reads_the_output_that_the_transfer_reads_where_there_are_several():
     source = np.array([[2.0, 0.0], [0.0, 1.0]], "float32")
-    context = {"labels": np.array([0, 0])}
-    value = edge.value([source], [source + [[1.0, 0.0]]], None, context, ({"a": source}, [source]))
-    each = reference.kl_divergence(source, source + [[1.0, 0.0]])
-    assert float(value) == pytest.approx(each[0] / 2, rel=1e-4)
+    student = source + np.array([[1.0, 0.0]], "float32")
+    outputs = {"a": source, "b": -source}, {"a": student, "b": student}
+    each = reference.kl_divergence(source, student)
+    for labels in (np.array([0, 0]), {"a": np.array([0, 0]), "b": np.array([1, 1])}):
+        edge = kd.Transfer(
+            kd.losses.SoftTargets(1.0), source_layer="a", student_layer="a", gate="correct"
+        )
+        value = edge.value([source], [student], None, {"labels": labels}, outputs)
+        assert float(value) == pytest.approx(each[0] / 2, rel=1e-4)
+    inner = kd.Transfer(kd.losses.Hint(), source_layer="h", student_layer="h", gate="correct")
+    with pytest.raises(ValueError, match="which of several outputs are class scores"):
+        inner.value([source], [student], None, {"labels": np.array([0, 0])}, outputs)
+    with pytest.raises(ValueError, match="needs one of several labels.*student_layer='h'"):
+        inner.value([source], [student], None, {"labels": {"a": 0}}, (source, student))
+
+
+def test_a_gate_may_keep_its_last_axis_and_no_other():
+    @keras.saving.register_keras_serializable("tests")
+    class Half(kd.gates.Gate):
+        shape = (2, 1)
+
+        def factor(self, source, student):
+            return 0.5 * keras.ops.ones(self.shape)
+
+    edge = kd.Transfer(kd.losses.LogitsMSE(), gate=Half(), name="edge")
+    source, student = np.zeros((2, 3), "float32"), np.ones((2, 3), "float32")
+    weights, context = np.array([1.0, 3.0], "float32"), {"sample_weight": None}
+    ends = [source], [student], weights, context, (source, student)
+    assert float(edge.value(*ends)) == pytest.approx(0.5 * 2.0)
+    edge.gate.shape = (2, 3)
+    with pytest.raises(ValueError, match=r"gate of transfer 'edge'.*\(2, 3\)"):
+        edge.value(*ends)
 
 
 def test_gates_and_their_transfers_survive_their_configs():
@@ -142,6 +169,8 @@ def test_bad_gates_are_refused():
         kd.Transfer(loss, gate=0.5)
     with pytest.raises(ValueError, match="`first` of Linear must be a finite number and >= 0"):
         kd.gates.Linear(first=-1.0)
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        kd.gates.Correct().factor(np.zeros((2, 1)), None, labels=np.zeros(2))
     with pytest.raises(ValueError, match="Transfer 'edge' needs labels"):
         made = distiller("correct")
         made.compile("sgd")

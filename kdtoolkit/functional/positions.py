@@ -1,8 +1,13 @@
 """Where features lie: vectors, tokens and maps, and how one is laid out like another.
 
 Features are `(batch, channels)` (a vector), `(batch, tokens, channels)` or `(batch, height, width,
-channels)` (a map); channels come last. A transformer's tokens are read as a square grid behind at
-most two tokens of another kind (class and distillation token), where their number allows it.
+channels)` (a map); channels come last.
+
+Tokens are a vision transformer's square grid or a sequence, and only their number can tell. Where
+they meet a map they are a grid, behind at most two extra tokens (class and distillation token).
+Among themselves they are one if there are extra tokens, n^2 + 1 or n^2 + 2 in all; else a sequence,
+also where they are n^2. A sequence of such a length is best given as a map one cell wide, by a
+`Reshape` layer.
 """
 
 import math
@@ -135,8 +140,12 @@ def as_vectors(features):
     return ops.reshape(features, (-1, math.prod(features.shape[1:])))
 
 
-def map_shape(shape):
+def map_shape(shape, square=False):
     """Shape of features of any kind when they are read as maps, see `as_map`.
+
+    Args:
+        shape: shape of the features.
+        square: whether n^2 tokens are a grid, too, and not a sequence.
 
     Example:
         >>> from kdtoolkit.functional.positions import map_shape
@@ -148,21 +157,22 @@ def map_shape(shape):
         sides = (1, 1)
     elif len(shape) == 3:
         grid = grid_of(shape[1])
-        sides = (shape[1], 1) if grid is None else (grid[1], grid[1])
+        flat = grid is None or not (grid[0] or square)
+        sides = (shape[1], 1) if flat else (grid[1], grid[1])
     return (None, *sides, shape[-1])
 
 
-def as_map(features):
+def as_map(features, square=False):
     """Features of any kind as maps, so that one convolution serves them all.
 
-    A vector is a map of one cell. Tokens are a square grid, without the extra tokens before it, or
-    else a map one cell wide.
+    A vector is a map of one cell. Tokens are a square grid, without the extra tokens before it; a
+    sequence is a map one cell wide (see `map_shape` for `square`).
 
     Returns:
         Tensor `(batch, height, width, channels)`, at least float32.
     """
     features = at_least_float32(features)
-    shape = map_shape(features.shape)
+    shape = map_shape(features.shape, square)
     if len(features.shape) == 3:
         features = features[:, features.shape[1] - shape[1] * shape[2] :]
     return ops.reshape(features, (-1, *shape[1:]))
@@ -206,8 +216,9 @@ def arrange(features, target):
     """Lay out features like others, without weights; the channels stay what they are.
 
     Maps and grids of tokens are resized (`resize_maps`). Extra tokens go to extra tokens, the
-    first to the first; what a map doesn't have, the mean over its positions stands for. Tokens
-    without a grid are resized along their axis. Anything becomes a vector by its mean.
+    first to the first; what a map doesn't have, the mean over its positions stands for. Sequences
+    (see the module's first lines) are resized along their axis. Anything becomes a vector by its
+    mean.
 
     Args:
         features: tensor of any kind.
@@ -235,7 +246,9 @@ def arrange(features, target):
     if len(target) == 4:
         return resize_maps(maps, *target[1:3])
     goal = grid_of(target[1])
-    if maps is None or goal is None:
+    grids = maps is not None and goal is not None
+    # Two lengths without extra tokens may as well be two sequences.
+    if not grids or (len(features.shape) == 3 and not (extras.shape[1] and goal[0])):
         return _resize_axis(as_tokens(features), 1, target[1])
     patches = as_tokens(resize_maps(maps, goal[1], goal[1]))
     mean = ops.mean(patches, axis=1, keepdims=True)

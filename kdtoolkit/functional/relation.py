@@ -28,7 +28,8 @@ def unit_vectors(vectors):
     largest = ops.stop_gradient(ops.max(ops.abs(vectors), axis=-1, keepdims=True))
     vectors = vectors / ops.where(largest > 0, largest, 1.0)
     squared = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
-    return vectors / ops.sqrt(ops.where(squared > 0, squared, 1.0))
+    directions = vectors / ops.sqrt(ops.where(squared > 0, squared, 1.0))
+    return ops.where(largest > 0, directions, 0.0)
 
 
 def gram_matrix(vectors):

@@ -33,17 +33,18 @@ class PerExampleLoss(keras.losses.Loss):
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         # Keras has no public reader of a tensor's mask.
-        mask = getattr(y_pred, "_keras_mask", None)
+        masks = [getattr(leaf, "_keras_mask", None) for leaf in keras.tree.flatten(y_pred)]
         for what, given in (
-            ("the mask of the student's output", mask),
+            *(("the mask of the student's output", mask) for mask in masks),
             ("sample_weight", sample_weight),
         ):
             shape = tuple(getattr(given, "shape", ()))
             if shape[1:] not in ((), (1,), (None,)):
                 raise ValueError(
                     f"'{self.name}' has one value per example, so {what} must have the shape "
-                    f"(batch,). Received: shape {shape}. Weight whole examples, or reshape both "
-                    "outputs to (batch * positions, classes), so that a position is an example."
+                    f"(batch,). Received: shape {shape}. Weight whole examples; reshape both "
+                    "outputs to (batch * positions, classes), so that a position is an example; or "
+                    "read a layer behind the pooling, where padding no longer counts."
                 )
         return super().__call__(y_true, y_pred, sample_weight)
 

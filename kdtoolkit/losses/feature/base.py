@@ -31,6 +31,7 @@ class LayeredLoss(TransferLoss):
         super().__init__(reduction=reduction, name=name, dtype=dtype)
         self._layers = None
         self._shapes = None
+        self._connected = False
 
     @property
     def layers(self):
@@ -46,22 +47,30 @@ class LayeredLoss(TransferLoss):
         return []
 
     def build(self, source, student):
-        if self._layers is not None and self._shapes != (source, student):
+        if self._connected and self.layers:
             raise ValueError(
-                f"'{self.name}' has layers of its own for shapes {self._shapes}, so it can serve "
-                "one transfer only. Expected one loss object for each transfer. Received: shapes "
-                f"{(source, student)} too"
+                f"'{self.name}' has layers of its own and serves one transfer. Expected a loss "
+                f"object for each. Received: the same for shapes {self._shapes} and "
+                f"{(source, student)}"
             )
-        if self._layers is None:
+        self._connected = True
+        self._make(source, student)
+
+    def _make(self, source, student):
+        if self._shapes != (source, student):
             self._layers = self.make_layers(source, student)
             self._shapes = (source, student)
 
     def prepare(self, source, student):
-        """Check and build from tensors, where the loss is called without a transfer."""
+        """Check and build from tensors, where the loss is called without a transfer.
+
+        Its own layers are then trained by nobody but the caller: `model.compile(loss=...)` doesn't
+        know them.
+        """
         if self._layers is None:
             shapes = [_shapes_of(end) for end in (source, student)]
             self.check_shapes(*shapes)
-            self.build(*shapes)
+            self._make(*shapes)
 
 
 class FeatureLoss(LayeredLoss):
@@ -95,7 +104,9 @@ class FeatureLoss(LayeredLoss):
         self.prepare(source, student)
         total = 0.0
         pairs = as_pairs(source, student, type(self).__name__)
-        for layer, pair in zip(self._layers, pairs, strict=True):
+        # Without layers one loss may serve transfers of other lengths.
+        layers = self._layers if self.layers else [None] * len(pairs)
+        for layer, pair in zip(layers, pairs, strict=True):
             total = total + self.pair_values(*map(functional.at_least_float32, pair), layer)
         return total
 

@@ -61,6 +61,15 @@ def paraphraser(shape, rate=0.5):
     return encoder, decoder
 
 
+def _frozen_copy(layer):
+    """A copy with the same weights, so that a second loss or training doesn't meet the first."""
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    if layer.built and copy.built:
+        copy.set_weights(layer.get_weights())
+    copy.trainable = False
+    return copy
+
+
 class _Factors(layers.Layer):
     """The networks between features and factors.
 
@@ -118,9 +127,9 @@ class FactorTransfer(FeatureLoss):
 
     Args:
         paraphraser: a trained `keras.layers.Layer` or model from the source's features, as maps
-            `(batch, height, width, channels)`, to factors, which are maps too. It isn't trained
-            further (its `trainable` becomes False), and it is saved with the distiller. `None`
-            (default) for one that the loss makes and trains.
+            `(batch, height, width, channels)`, to factors, which are maps too. The loss keeps a
+            copy, which isn't trained further and is saved with the distiller. `None` (default) for
+            one that the loss makes and trains.
         rate: k > 0, channels of the factors by channels of the source, where the loss makes P.
             Defaults to 0.5.
         p: 1 (default) or 2.
@@ -162,9 +171,7 @@ class FactorTransfer(FeatureLoss):
             )
         if p not in (1, 2):
             raise ValueError(f"`p` of FactorTransfer must be 1 or 2. Received: p={p!r}")
-        if paraphraser is not None:
-            paraphraser.trainable = False
-        self.paraphraser = paraphraser
+        self.paraphraser = None if paraphraser is None else _frozen_copy(paraphraser)
         self.rate = scalars.checked(rate, "rate", "FactorTransfer", above=0.0)
         self.p = p
         self.reconstruction_weight = reconstruction_weight

@@ -142,8 +142,8 @@ class ReviewKD(LayeredLoss):
         width = self.width or min(512, pairs[-1][1][-1])
         made = []
         for depth, (target, own) in enumerate(pairs, start=1):
-            layer = _Fusion(width, map_shape(target), deepest=depth == len(pairs))
-            layer.build(map_shape(own))
+            layer = _Fusion(width, map_shape(target, square=True), deepest=depth == len(pairs))
+            layer.build(map_shape(own, square=True))
             made.append(layer)
         return made
 
@@ -152,8 +152,8 @@ class ReviewKD(LayeredLoss):
         pairs = as_pairs(source, student, "ReviewKD")
         total, deeper = 0.0, None
         for layer, (target, own) in reversed(list(zip(self._layers, pairs, strict=True))):
-            compared, deeper = layer(as_map(own), deeper, training=self.training)
-            total = total + hierarchical_distance(as_map(target), compared)
+            compared, deeper = layer(as_map(own, square=True), deeper, training=self.training)
+            total = total + hierarchical_distance(as_map(target, square=True), compared)
         return total
 
     def get_config(self):

@@ -44,7 +44,8 @@ class RelationalDistance(RelationLoss):
 
     Raises:
         ValueError: when called, a batch known to hold one example. Where the size isn't known in
-            advance, such a batch costs nothing.
+            advance, such a batch costs nothing. Nor does one of two: they have one distance, and no
+            angle.
 
     Example:
         >>> import numpy as np
@@ -87,7 +88,8 @@ class RelationalAngle(RelationLoss):
 
     Raises:
         ValueError: when called, a batch known to hold one example. Where the size isn't known in
-            advance, such a batch costs nothing.
+            advance, such a batch costs nothing. Nor does one of two: they have one distance, and no
+            angle.
 
     Example:
         >>> import numpy as np
