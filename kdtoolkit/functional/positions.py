@@ -127,7 +127,14 @@ def resize_maps(maps, height, width):
 
 
 def as_tokens(features):
-    """Features of any kind as `(batch, positions, channels)`; a vector is one position."""
+    """Features of any kind as `(batch, positions, channels)`; a vector is one position.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdtoolkit import functional
+        >>> tuple(functional.as_tokens(np.ones((2, 4, 4, 3))).shape)
+        (2, 16, 3)
+    """
     features = at_least_float32(features)
     shape = features.shape
     positions = math.prod(shape[1:-1])
@@ -135,7 +142,14 @@ def as_tokens(features):
 
 
 def as_vectors(features):
-    """Features of any kind as one vector per example, `(batch, positions * channels)`."""
+    """Features of any kind as one vector per example, `(batch, positions * channels)`.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdtoolkit import functional
+        >>> tuple(functional.as_vectors(np.ones((2, 4, 4, 3))).shape)
+        (2, 48)
+    """
     features = at_least_float32(features)
     return ops.reshape(features, (-1, math.prod(features.shape[1:])))
 
@@ -179,7 +193,13 @@ def as_map(features, square=False):
 
 
 def pooled(features):
-    """Features of any kind as the mean over their positions, `(batch, channels)`."""
+    """Features of any kind as the mean over their positions, `(batch, channels)`.
+
+    Example:
+        >>> from kdtoolkit import functional
+        >>> [float(v) for v in functional.pooled([[[1.0, 2.0], [3.0, 4.0]]])[0]]
+        [2.0, 3.0]
+    """
     return ops.mean(as_tokens(features), axis=1)
 
 

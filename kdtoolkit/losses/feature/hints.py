@@ -22,7 +22,8 @@ class Hint(FeatureLoss):
     Source: Romero et al., 2015, arXiv:1412.6550. The paper writes half the squared norm, which is
     this times `positions * channels / 2`, and trains it alone, before the labels: see the method's
     card. CRD's benchmark trains it beside the labels, with weight 100, at the second of three
-    stages, and adds batch normalisation and a ReLU to r; `norm=True` is the former.
+    stages, and adds batch normalisation and a ReLU to r; `norm=True` is the former, without which
+    that weight diverges easily.
 
     Args:
         project: True for a projector always, False for none (shapes must agree), or "auto"
