@@ -1,7 +1,7 @@
 """Every loss in turn on one small task: accuracy against the student alone, and time of a step.
 
-    python experiments/losses.py digits          # a first look: about 15 minutes
-    python experiments/losses.py superclasses    # the 20 groups of CIFAR-100, 16x16: 2 hours
+    python experiments/losses.py digits          # a first look, without a download
+    python experiments/losses.py superclasses    # CIFAR-100's 20 groups, 16x16: 1 to 2 hours
     python experiments/losses.py cifar100        # ResNet-56 to ResNet-20, the usual benchmark: days
 
 A seed decides the student's first weights, its images and their order; all methods share them, so
