@@ -38,16 +38,18 @@ class Method:
     prepare: Callable | None = None
 
 
-def edges(*pairs, label_weight=1.0, warm_up=0.0, layers=None):
-    """A `Setting` maker from `(loss maker, weight, layers...)`; both ends read the same layers.
+def edges(*parts, label_weight=1.0, warm_up=0.0):
+    """A `Setting` maker from `(loss maker, weight, layers)`; both ends read the same layers.
+
+    Without layers both networks' outputs are read.
 
     `warm_up` is the share of the epochs over which the weights rise in a straight line.
     """
 
     def make(data, teacher, epochs):
         made, callbacks = [], []
-        for loss, weight, *read in pairs:
-            read = read[0] if read else layers
+        for loss, weight, *layers in parts:
+            read = layers[0] if layers else None
             edge = kd.Transfer(loss(), weight=weight, source_layer=read, student_layer=read)
             made.append(edge)
             if warm_up:

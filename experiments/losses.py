@@ -193,14 +193,14 @@ def teacher_of(options):
 
 
 def stages_of(method, data, options, teacher, student):
-    """`(distiller, epochs, callbacks)` of each stage; one, unless the method prepares first."""
+    """`(distiller, epochs, callbacks, labels)` of each stage; one, unless there is a first one."""
     first = round(method.first_stage * options.epochs)
     parts = [(method.prepare, first, False)] if first else []
     for make, epochs, labels in [*parts, (method.transfers, options.epochs - first, True)]:
         setting = make(data, teacher, epochs)
         distiller = kd.Distiller(
             student=student,
-            teacher=setting.teachers if setting.teachers else None,
+            teacher=setting.teachers,
             transfers=setting.transfers,
             label_weight=setting.label_weight,
         )
@@ -265,7 +265,7 @@ def step_times(options):
     parts = {}
     for method in methods:
         student = network(options.student, data, options, 0)
-        *_, (distiller, _, callbacks, labels) = stages_of(method, data, options, teacher, student)
+        *_, (distiller, _, _, labels) = stages_of(method, data, options, teacher, student)
         parts[method.name] = compiled(distiller, options, 1, len(batches), labels)
     rounds = {name: [] for name in parts}
     for turn in range(-1, options.rounds):
@@ -400,8 +400,8 @@ def parse(arguments):
     chosen = {key: value for key, value in vars(given).items() if value is not None}
     options = {**dict.fromkeys(vars(given)), **PRESETS[given.data], **chosen}
     # Everything is compared with the student alone.
-    chosen = dict.fromkeys(["student alone", *(given.methods or known)])
-    options["methods"] = [known[name] for name in chosen]
+    names = dict.fromkeys(["student alone", *(given.methods or known)])
+    options["methods"] = [known[name] for name in names]
     return argparse.Namespace(**options)
 
 

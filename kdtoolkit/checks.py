@@ -188,7 +188,7 @@ def before_fit(distiller, x, callbacks):
     """
     check_callbacks(distiller, callbacks)
     with placed(distiller):
-        losses = [transfer.loss for transfer in distiller.transfers]
+        losses = [transfer.loss for transfer in distiller.transfers if transfer.needs_ids]
         x = with_example_ids(distiller.sources.values(), losses, x)
     if not distiller.checked:
         check_sources(distiller.graph, x)

@@ -174,8 +174,7 @@ class TransferGraph(keras.layers.Layer):
 
     def _remembers(self, edge):
         """Whether an edge compares with what was stored for each training example."""
-        needs = getattr(edge.transfer.loss, "needs", ())
-        return edge.source not in self._taps or "example_id" in needs
+        return edge.source not in self._taps or edge.transfer.needs_ids
 
     def trackers_of(self, training):
         """The logged means of `active_edges`."""

@@ -132,6 +132,11 @@ class Transfer(keras.layers.Layer):
         return []
 
     @property
+    def needs_ids(self):
+        """Whether the loss compares with what it keeps for each example."""
+        return "example_id" in getattr(self.loss, "needs", ())
+
+    @property
     def reads_logits(self):
         """Whether the loss expects class scores from both networks' outputs."""
         return getattr(self.loss, "reads", "any") == "logits"
@@ -185,7 +190,8 @@ class Transfer(keras.layers.Layer):
 
     def _passed(self, outputs, context):
         """What the gate lets through: None for all, a scalar, or one number per example."""
-        heads = [self._head(*end) for end in zip(outputs, self._ends(), strict=True)]
+        paths = self._source_paths, self._student_paths
+        heads = [self._head(*end) for end in zip(outputs, paths, strict=True)]
         passed = self.gate.factor(*heads, **self._context_for(self.gate, context))
         if passed is None:
             return None
@@ -198,9 +204,6 @@ class Transfer(keras.layers.Layer):
                 f"shape (batch,). Received: shape {tuple(passed.shape)}"
             )
         return passed
-
-    def _ends(self):
-        return self._source_paths, self._student_paths
 
     def _head(self, output, paths):
         """A network's output, or the one of several that the transfer reads; None if neither."""

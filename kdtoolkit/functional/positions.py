@@ -283,9 +283,7 @@ def _as_grid(features):
     grid = grid_of(features.shape[1])
     if grid is None:
         return None, None
-    extra, side = grid
-    maps = ops.reshape(features[:, extra:], (-1, side, side, features.shape[-1]))
-    return features[:, :extra], maps
+    return features[:, : grid[0]], as_map(features, square=True)
 
 
 def smaller_layout(source, student):

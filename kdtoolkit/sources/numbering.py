@@ -18,7 +18,7 @@ def with_example_ids(sources, losses, x):
 
     Args:
         sources: list of `Source`.
-        losses: list of losses; those with "example_id" in `needs` keep a memory of their own.
+        losses: list of the losses that need ids, and may keep a row for each example.
         x: input as given to `fit`. Arrays get ids by themselves. Other data must carry them; it
             may say how many examples there are in an attribute `examples`.
 
@@ -29,18 +29,18 @@ def with_example_ids(sources, losses, x):
         ValueError: data without ids, or another number of examples than a memory has rows.
     """
     memories = [source for source in sources if source.needs_ids]
-    readers = [loss for loss in losses if "example_id" in getattr(loss, "needs", ())]
-    if not memories and not readers:
+    readers = [*memories, *losses]
+    if not readers:
         return x
     chosen = False
     if not is_arrays(x):
-        _check_ids([*memories, *readers][0], x)
+        _check_ids(readers[0], x)
         examples = getattr(x, "examples", None)
     else:
         chosen = isinstance(x, Mapping) and EXAMPLE_ID in x
         x = x if chosen else with_ids(x)
         examples = int(np.max(keras.ops.convert_to_numpy(x[EXAMPLE_ID]))) + 1
-    for loss in readers:
+    for loss in losses:
         _check_rows(loss, examples)
     for memory in memories:
         # Whoever chose the ids may train with a part of the data: there are at least that many.
@@ -49,7 +49,7 @@ def with_example_ids(sources, losses, x):
     return x
 
 
-def _check_ids(memory, x):
+def _check_ids(reader, x):
     """Refuse data that shows in advance that it has no ids."""
     if isinstance(x, keras.utils.PyDataset):
         batch = x[0]
@@ -61,7 +61,7 @@ def _check_ids(memory, x):
         return
     if not isinstance(inputs, Mapping) or EXAMPLE_ID not in inputs:
         raise ValueError(
-            f"{type(memory).__name__} '{memory.name}' needs example ids, and the data has none. "
+            f"{type(reader).__name__} '{reader.name}' needs example ids, and the data has none. "
             f"{WAY_OUT} Received: a {type(x).__name__} without '{EXAMPLE_ID}'"
         )
 

@@ -4,7 +4,7 @@ from keras import ops
 
 from kdtoolkit import functional
 from kdtoolkit.losses.feature.base import FeatureLoss
-from kdtoolkit.losses.feature.projector import Projector
+from kdtoolkit.losses.feature.projector import projector_where_needed
 from kdtoolkit.registry import public
 from kdtoolkit.scalars import Scalar
 
@@ -57,11 +57,7 @@ class ActivationBoundaries(FeatureLoss):
         functional.check_arrangement(student, source, "ActivationBoundaries")
 
     def make_layer(self, source, student):
-        if source[1:] == student[1:]:
-            return None
-        projector = Projector(source, norm=True, use_bias=False)
-        projector.build(student)
-        return projector
+        return projector_where_needed(source, student, norm=True, use_bias=False)
 
     def pair_values(self, source, student, layer):
         if layer is not None:

@@ -5,7 +5,7 @@ from keras import ops
 from kdtoolkit import functional
 from kdtoolkit.functional.positions import check_positions
 from kdtoolkit.losses.feature.base import FeatureLoss
-from kdtoolkit.losses.feature.projector import Projector
+from kdtoolkit.losses.feature.projector import projector_where_needed
 from kdtoolkit.registry import public
 from kdtoolkit.scalars import Scalar
 
@@ -54,11 +54,7 @@ class ChannelWise(FeatureLoss):
         functional.check_arrangement(student, source, "ChannelWise")
 
     def make_layer(self, source, student):
-        if source[1:] == student[1:]:
-            return None
-        projector = Projector(source)
-        projector.build(student)
-        return projector
+        return projector_where_needed(source, student)
 
     def pair_values(self, source, student, layer):
         if layer is not None:

@@ -6,7 +6,7 @@ from keras import layers, ops
 from kdtoolkit import functional
 from kdtoolkit.functional.positions import as_map, map_shape
 from kdtoolkit.losses.feature.base import FeatureLoss
-from kdtoolkit.losses.feature.projector import Projector, convolution
+from kdtoolkit.losses.feature.projector import convolution, projector_where_needed
 from kdtoolkit.registry import public
 from kdtoolkit.scalars import Scalar
 
@@ -110,11 +110,7 @@ class MaskedGenerative(FeatureLoss):
             )
 
     def make_layer(self, source, student):
-        align = None
-        if source[1:] != student[1:]:
-            align = Projector(source)
-            align.build(student)
-        return _Generator(align, map_shape(source))
+        return _Generator(projector_where_needed(source, student), map_shape(source))
 
     def pair_values(self, source, student, layer):
         student = layer.aligned(student, self.training)

@@ -4,7 +4,7 @@ from keras import ops
 
 from kdtoolkit import functional
 from kdtoolkit.losses.feature.base import FeatureLoss
-from kdtoolkit.losses.feature.projector import Projector
+from kdtoolkit.losses.feature.projector import projector, projector_where_needed
 from kdtoolkit.registry import public
 
 
@@ -69,11 +69,10 @@ class Hint(FeatureLoss):
             )
 
     def make_layer(self, source, student):
-        if self.project is False or (self.project == "auto" and source[1:] == student[1:]):
+        if self.project is False:
             return None
-        projector = Projector(source, norm=self.norm)
-        projector.build(student)
-        return projector
+        make = projector if self.project is True else projector_where_needed
+        return make(source, student, norm=self.norm)
 
     def pair_values(self, source, student, layer):
         if layer is not None:

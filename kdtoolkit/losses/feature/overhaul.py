@@ -7,7 +7,7 @@ from keras import layers, ops
 
 from kdtoolkit import functional
 from kdtoolkit.losses.feature.base import FeatureLoss, as_pairs
-from kdtoolkit.losses.feature.projector import Projector
+from kdtoolkit.losses.feature.projector import projector
 from kdtoolkit.registry import public
 
 # Beyond this, a normal variable is below 0 so rarely that erfc underflows.
@@ -194,9 +194,8 @@ class Overhaul(FeatureLoss):
         return [self._connector(*pair, m) for pair, m in zip(pairs, margins, strict=True)]
 
     def _connector(self, source, student, margin):
-        projector = Projector(source, norm=True, use_bias=False)
-        projector.build(student)
-        return _Connector(projector, source[-1], margin)
+        connector = projector(source, student, norm=True, use_bias=False)
+        return _Connector(connector, source[-1], margin)
 
     def pair_values(self, source, student, layer):
         margin = layer.margin_of(source, self.training)

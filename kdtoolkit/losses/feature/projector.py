@@ -78,6 +78,18 @@ class Projector(layers.Layer):
         return (shape[0], *self.target[1:])
 
 
+def projector(source, student, **options):
+    """A built `Projector` from the student's shape to the source's; options are its own."""
+    made = Projector(source, **options)
+    made.build(student)
+    return made
+
+
+def projector_where_needed(source, student, **options):
+    """As `projector`, None where the shapes are equal."""
+    return None if source[1:] == student[1:] else projector(source, student, **options)
+
+
 def convolution(channels, shape, **kwargs):
     """A 3x3 convolution for maps of this shape; along a side of one cell it is 1 wide."""
     kernel = tuple(3 if side > 1 else 1 for side in shape[1:3])

@@ -6,7 +6,7 @@ from kdtoolkit import functional
 from kdtoolkit.functional.positions import check_common_layout
 from kdtoolkit.functional.relation import flow_matrix
 from kdtoolkit.losses.feature.base import LayeredLoss, as_pairs
-from kdtoolkit.losses.feature.projector import Projector
+from kdtoolkit.losses.feature.projector import projector
 from kdtoolkit.registry import public
 
 
@@ -78,9 +78,7 @@ class FlowOfSolutions(LayeredLoss):
     def _projector(self, source, student):
         if source[-1] == student[-1]:
             return None
-        projector = Projector((*student[:-1], source[-1]))
-        projector.build(student)
-        return projector
+        return projector((*student[:-1], source[-1]), student)
 
     def values(self, source, student):
         self.prepare(source, student)
