@@ -17,6 +17,7 @@ from kdtoolkit.generations import load_generations as load_generations
 from kdtoolkit.generations import load_network as load_network
 from kdtoolkit.generations import train_generations as train_generations
 from kdtoolkit.logits import as_logits as as_logits
+from kdtoolkit.mutual import MutualDistiller as MutualDistiller
 from kdtoolkit.self_distillation import SelfDistiller as SelfDistiller
 from kdtoolkit.taps import tap as tap
 from kdtoolkit.transfer import Transfer as Transfer

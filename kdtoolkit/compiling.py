@@ -1,6 +1,9 @@
 """What `Distiller.compile` gives to Keras: optimizers, losses and metrics for every student."""
 
 import keras
+from keras import ops
+
+from kdtoolkit import steps
 
 
 def policy_of(students):
@@ -38,29 +41,90 @@ def combine(optimizer, graph):
             "Each student needs an optimizer object of its own. Received the same object twice: "
             f"{found}"
         )
-    return keras.optimizers.MultiOptimizer(_Owners(found, graph))
+    return StudentOptimizers(_Owners(found, graph))
 
 
-def for_each(given, names):
-    """A label loss or metrics for each student, in the form that Keras takes for several outputs.
+class StudentOptimizers(keras.optimizers.MultiOptimizer):
+    """One optimizer per student, with the learning rate that they have in common.
+
+    `keras.optimizers.MultiOptimizer` has none, so Keras's callbacks (`LearningRateScheduler`,
+    `ReduceLROnPlateau`) would fail.
+    """
+
+    def __init__(self, owners):
+        super().__init__(owners)
+        self.by_student = owners.optimizers
+
+    @property
+    def learning_rate(self):
+        rates = [optimizer.learning_rate for optimizer in self.optimizers]
+        values = {float(ops.convert_to_numpy(rate)) for rate in rates}
+        if len(values) > 1:
+            raise AttributeError(
+                "The students' optimizers have different learning rates. Expected one rate, or "
+                f"`distiller.optimizer.optimizers[i].learning_rate`. Received: {sorted(values)}"
+            )
+        return rates[0]
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        for optimizer in self.optimizers:
+            optimizer.learning_rate = value
+
+
+def label_losses(loss, outputs, trackers):
+    """The label loss of each output, in the form that Keras takes.
 
     Args:
-        given: what `compile` was given for one student, or a dict with the students' names.
-        names: the students' names.
+        loss: what `compile` was given.
+        outputs: the `Outputs` of the students.
+        trackers: `{name of an output: metric}`, which follows the output's loss.
 
     Returns:
-        `given` itself where there is one student, else a dict; metric objects are copied, since
-        each student's counts are its own.
+        `loss` itself where there is one student, else a dict.
     """
-    if given is None or len(names) == 1:
-        return given
-    if isinstance(given, dict) and set(given) == set(names):
-        return given
-    return {name: keras.tree.map_structure(_copy_of_metric, given) for name in names}
+    return outputs.for_each(
+        loss, lambda leaf, name: leaf and LabelLoss(leaf, outputs.names[name], trackers[name])
+    )
+
+
+def copied_metrics(metrics, outputs):
+    """Metrics for each output and the ensemble; objects are copied, since each counts alone."""
+    return outputs.for_each(metrics, lambda leaf, _: _copy_of_metric(leaf), ensemble=True)
 
 
 def _copy_of_metric(value):
     return type(value).from_config(value.get_config()) if isinstance(value, keras.Metric) else value
+
+
+class LabelLoss(keras.losses.Loss):
+    """A student's label loss, as one of several: measured, and 0 while only another one learns.
+
+    Keras follows the losses of several outputs too, but by the mean over batches, in which a
+    smaller last batch counts too much.
+    """
+
+    def __init__(self, loss, student, tracker):
+        if str(loss).lower() in ("crossentropy", "ce"):
+            raise ValueError(
+                "With several outputs a label loss must be named in full, such as "
+                f"keras.losses.SparseCategoricalCrossentropy(from_logits=True). Received: {loss!r}"
+            )
+        self.inner = keras.losses.get(loss)
+        super().__init__(reduction=getattr(self.inner, "reduction", "sum_over_batch_size"))
+        self.student = student
+        self.tracker = tracker
+
+    def call(self, y_true, y_pred):
+        return self.inner(y_true, y_pred)
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        if steps.learner() not in (None, self.student):
+            return ops.zeros((), self.dtype)
+        own = isinstance(self.inner, keras.losses.Loss)
+        value = (self.inner if own else super().__call__)(y_true, y_pred, sample_weight)
+        self.tracker.update_state(steps.whole(value), ops.shape(y_pred)[0])
+        return value
 
 
 class _Owners:
@@ -73,10 +137,8 @@ class _Owners:
     def __init__(self, optimizers, graph):
         self.optimizers = optimizers
         self._owner = {}
-        for edge in graph.edges:
-            self._owner.update((id(v), edge.student) for v in edge.transfer.trainable_weights)
         for name in graph.student_names:
-            self._owner.update((id(v), name) for v in graph.node(name).trainable_weights)
+            self._owner.update((id(v), name) for v in graph.trained_with(name))
 
     def __call__(self, variable):
         return self.optimizers[self._owner[id(variable)]]

@@ -7,6 +7,7 @@ from kdtoolkit import checks, compiling, scalars, steps, wiring
 from kdtoolkit.ahead import build_ahead
 from kdtoolkit.data.keys import strip
 from kdtoolkit.graph import TransferGraph, context_of
+from kdtoolkit.outputs import Outputs
 from kdtoolkit.progress import listed, with_progress
 from kdtoolkit.registry import public
 from kdtoolkit.saving import KeepsRandomStates
@@ -94,7 +95,10 @@ class Distiller(KeepsRandomStates, keras.Model):
         self.epoch = scalars.variable(0.0, "epoch")
         self.progress = scalars.variable(0.0, "progress")
         self.graph = TransferGraph(students, teachers, transfers, preprocess or {})
+        self._seen = Outputs(students)
         self._label_tracker = keras.metrics.Mean(name="label_loss")
+        names = self._seen.names if self._seen.several else ()
+        self._label_trackers = [keras.metrics.Mean(name=f"{name}_loss") for name in names]
         self._label_loss_alone = False
         self._evaluating = False
         # Whether the data of the last training and of the last evaluation had labels.
@@ -190,28 +194,20 @@ class Distiller(KeepsRandomStates, keras.Model):
         x, _ = strip(inputs)
         self.graph.connect(x)
         views = {name: self.graph.forward(name, x, training) for name in self.graph.student_names}
-        return views if self._transferring() else self._outputs(views)
-
-    def _outputs(self, views):
-        """What Keras's losses and metrics see: the student's output, or a dict of several."""
-        outputs = {name: view["output"] for name, view in views.items()}
-        return outputs if len(outputs) > 1 else next(iter(outputs.values()))
-
-    def _for_each(self, value):
-        """Labels or weights in the form of `_outputs`."""
-        names = self.graph.student_names
-        return value if value is None or len(names) == 1 else dict.fromkeys(names, value)
+        return views if self._transferring() else self._seen.of(views)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         transferring = self._transferring()
         # Read before a teacher runs: its activity losses are nobody's regularisation.
         total = [steps.share(ops.sum(loss)) for loss in self.losses]
         if not self._label_free:
-            outputs = self._outputs(y_pred) if transferring else y_pred
+            outputs = self._seen.of(y_pred) if transferring else y_pred
             label_loss = self._label_loss(x, y, outputs, sample_weight, training)
             if transferring:
                 batch_size = ops.shape(keras.tree.flatten(x)[0])[0]
-                self._label_tracker.update_state(steps.whole(label_loss), batch_size)
+                # The mean over the turns, of which each has one student's loss, would be too small.
+                turns = 1 if steps.learner() is None else len(self.graph.student_names)
+                self._label_tracker.update_state(steps.whole(label_loss) * turns, batch_size)
                 label_loss = label_loss * ops.cast(self.label_weight, label_loss.dtype)
             total.append(label_loss)
         if transferring:
@@ -230,7 +226,9 @@ class Distiller(KeepsRandomStates, keras.Model):
                 "compile() was given a label loss, but the data has no labels. Expected (x, y). "
                 "Received: x alone. To train without labels, leave `loss` out of compile()."
             )
-        y, sample_weight = self._for_each(y), self._for_each(sample_weight)
+        y = self._seen.spread(y, outputs)
+        if self._seen.several:
+            sample_weight = self._seen.spread(sample_weight, outputs)
         self._label_loss_alone = True
         try:
             return super().compute_loss(x, y, outputs, sample_weight, training=training)
@@ -239,7 +237,10 @@ class Distiller(KeepsRandomStates, keras.Model):
 
     @property
     def losses(self):
-        return [] if self._label_loss_alone else super().losses
+        if self._label_loss_alone:
+            return []
+        student = steps.learner()
+        return super().losses if student is None else self.graph.losses_of_layers(student)
 
     # The logs -------------------------------------------------------------------------------
 
@@ -247,24 +248,29 @@ class Distiller(KeepsRandomStates, keras.Model):
         self._labelled[self._phase()] = y is not None
         if y is None:
             return self.get_metrics_result()
-        outputs = self._outputs(y_pred) if self._transferring() else y_pred
-        sample_weight = self._for_each(sample_weight)
-        return super().compute_metrics(x, self._for_each(y), outputs, sample_weight)
+        outputs = self._seen.of(y_pred) if self._transferring() else y_pred
+        if self._seen.several:
+            sample_weight = self._seen.spread(sample_weight, outputs)
+        return super().compute_metrics(x, self._seen.spread(y, outputs), outputs, sample_weight)
 
     def _phase(self):
         evaluating = self._evaluating or steps.stage() is Stage.EVALUATE
         return Stage.EVALUATE if evaluating else Stage.TRAIN
 
     def get_metrics_result(self):
-        own = [self._label_tracker, *self.graph.trackers]
-        compiled = [metric for metric in self.metrics if metric not in own]
-        if not self._labelled[self._phase()]:
+        own = [self._label_tracker, *self._label_trackers, *self.graph.trackers]
+        # Of several outputs Keras follows the losses too, under the same names.
+        names = {metric.name for metric in self._label_trackers}
+        compiled = [m for m in self.metrics if m not in own and m.name not in names]
+        labelled = self._labelled[self._phase()]
+        if not labelled:
             # Keras's "loss" comes first; the others would need labels.
             compiled = compiled[:1]
         training = self._phase() is Stage.TRAIN
         shown = self.graph.trackers_of(training) if training or self._label_free else []
-        if training and not self._label_free:
-            shown = [self._label_tracker, *shown]
+        if labelled and not self._label_free:
+            measured = [m for m in self._label_trackers if m.name in self._measured]
+            shown = [*measured, *[self._label_tracker][:training], *shown]
         results = {}
         for metric in [*compiled, *shown]:
             result = metric.result()
@@ -301,12 +307,14 @@ class Distiller(KeepsRandomStates, keras.Model):
             "weighted_metrics": weighted_metrics,
             **kwargs,
         }
-        names = self.graph.student_names
+        trackers = dict(zip(self._seen.names, self._label_trackers, strict=False))
+        losses = compiling.label_losses(loss, self._seen, trackers)
+        self._measured = {f"{name}_loss" for name in (losses if trackers and losses else ())}
         super().compile(
             optimizer=compiling.combine(optimizer, self.graph),
-            loss=compiling.for_each(loss, names),
-            metrics=compiling.for_each(metrics, names),
-            weighted_metrics=compiling.for_each(weighted_metrics, names),
+            loss=losses,
+            metrics=compiling.copied_metrics(metrics, self._seen),
+            weighted_metrics=compiling.copied_metrics(weighted_metrics, self._seen),
             **kwargs,
         )
 

@@ -1,12 +1,11 @@
 """Several networks as one: the mean of their probabilities."""
 
 import itertools
-import math
 
 import keras
 from keras import ops
 
-from kdtoolkit import checks
+from kdtoolkit import checks, functional
 from kdtoolkit.functional.logits import at_least_float32
 from kdtoolkit.registry import public
 
@@ -80,11 +79,9 @@ class Ensemble(keras.Model):
         # Keras hands `training` on to the members.
         logits = [member(inputs) for member in self.members]
         _check_outputs([keras.tree.map_structure(lambda t: tuple(t.shape), z) for z in logits])
-        logits = ops.stack([at_least_float32(z) for z in logits])
         if self._output_kind == "probabilities":
-            return ops.mean(ops.softmax(logits), axis=0)
-        # Not the log of the mean: a class that no member believes in would become log(0).
-        return ops.logsumexp(ops.log_softmax(logits), axis=0) - math.log(self._size)
+            return ops.mean(ops.softmax(ops.stack([at_least_float32(z) for z in logits])), axis=0)
+        return functional.mean_probabilities(logits)
 
     def get_config(self):
         return {

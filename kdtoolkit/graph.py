@@ -5,7 +5,7 @@ from keras import ops
 
 from kdtoolkit import checks, wiring
 from kdtoolkit.sources import Source
-from kdtoolkit.steps import whole
+from kdtoolkit.steps import learner, whole
 from kdtoolkit.taps import Taps, output_spec, spec_of
 
 
@@ -73,7 +73,8 @@ class TransferGraph(keras.layers.Layer):
         """The layer that makes this node's input, or None. A source sees what its student sees."""
         if name in self.preprocessed:
             return getattr(self, f"preprocess_{name}")
-        return self.preprocess(self._followed[name]) if name in self._followed else None
+        followed = self._followed.get(name)
+        return self.preprocess(followed) if isinstance(followed, str) else None
 
     @property
     def trained_weights(self):
@@ -82,10 +83,19 @@ class TransferGraph(keras.layers.Layer):
         Teachers are frozen by being left out, not by their `trainable` flags: a layer that a
         teacher shares with a student stays the student's.
         """
-        found, opened = {}, [t for t in self.transfers if t.gate.is_open]
-        for part in [*map(self.node, self.student_names), *opened]:
+        return self.trained_with(*self.student_names)
+
+    def trained_with(self, *students):
+        """Those of `trained_weights` that belong to these students."""
+        opened = [e for e in self.edges if e.transfer.gate.is_open and e.student in students]
+        found = {}
+        for part in [*map(self.node, students), *(edge.transfer for edge in opened)]:
             found.update((id(v), v) for v in part.trainable_weights)
         return list(found.values())
+
+    def losses_of_layers(self, student):
+        """The regularisers of the layers of losses that serve this student."""
+        return [loss for e in self.edges if e.student == student for loss in e.transfer.losses]
 
     @property
     def metrics(self):
@@ -152,10 +162,11 @@ class TransferGraph(keras.layers.Layer):
         views = output_spec(
             lambda inputs: {name: forward(name, x) for name, x in inputs.items()}, specs
         )
-        for name, student in self._followed.items():
-            output = views[student]["output"]
-            self.node(name).connect(self.node(student), output)
-            views.setdefault(name, {"output": output, "taps": {}})
+        for name, students in self._followed.items():
+            output = self._outputs_of(students, views)
+            models = keras.tree.map_structure(self.node, students)
+            self.node(name).connect(models, output)
+            views.setdefault(name, {"output": self.node(name).form(output), "taps": {}})
         for edge in self.edges:
             shapes = [
                 [tuple(tensor.shape) for tensor in self._read(views, *end)] for end in edge.ends
@@ -167,13 +178,14 @@ class TransferGraph(keras.layers.Layer):
         """The edges of a step, without those that a gate cuts off.
 
         Memories know training data alone, those of sources and those of losses, so `evaluate`
-        leaves theirs out.
+        leaves theirs out. Where one student learns at a time, only the edges to it count.
         """
         opened = [e for e in self.edges if e.transfer.gate.is_open]
-        return [e for e in opened if training or not self._remembers(e)]
+        learning = [e for e in opened if learner() in (None, e.student)]
+        return [e for e in learning if training or not self._remembers(e)]
 
     def _remembers(self, edge):
-        """Whether an edge compares with what was stored for each training example."""
+        """Whether an edge's source speaks of training batches alone."""
         return edge.source not in self._taps or edge.transfer.needs_ids
 
     def trackers_of(self, training):
@@ -208,7 +220,7 @@ class TransferGraph(keras.layers.Layer):
 
         Args:
             x: the batch's input, without example ids.
-            views: the students' views.
+            views: the students' views, and of any teachers that have run on this batch already.
             context: what losses may ask for, see `TransferLoss`.
             training: whether sources see this batch, see `active_edges`.
         """
@@ -216,13 +228,19 @@ class TransferGraph(keras.layers.Layer):
         sources = self.source_names if training else []
         for name in sources:
             self.node(name).update()
-        teachers = sorted({edge.source for edge in edges} - set(self.student_names))
+        teachers = sorted({edge.source for edge in edges} - set(views))
         said = {name: self._taught(name, x, views, context, training) for name in teachers}
         views = {**views, **said}
         losses = [self._loss_of(edge, x, views, context) for edge in edges]
         for name in sources:
             self.node(name).observe(self._said(name, views), context)
         return losses
+
+    def teachers_views(self, x):
+        """The views of the frozen networks that some edge reads, `{name: view}`."""
+        edges = self.active_edges(training=True)
+        read = {edge.source for edge in edges} - {*self.student_names, *self.source_names}
+        return {name: self.forward(name, x) for name in sorted(read)}
 
     def _taught(self, name, x, views, context, training):
         """What a teacher says: a network's view, or what a source holds."""
@@ -232,7 +250,13 @@ class TransferGraph(keras.layers.Layer):
         return self.node(name).read(lambda: self.forward(name, x), said, context)
 
     def _said(self, source, views):
-        return ops.stop_gradient(views[self._followed[source]]["output"])
+        said = self._outputs_of(self._followed[source], views)
+        return keras.tree.map_structure(ops.stop_gradient, said)
+
+    def _outputs_of(self, students, views):
+        """The output of one student, or a list of those of several."""
+        several = isinstance(students, tuple)
+        return [views[n]["output"] for n in students] if several else views[students]["output"]
 
     def _loss_of(self, edge, x, views, context):
         source, student = (self._read(views, *end) for end in edge.ends)

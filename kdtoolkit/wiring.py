@@ -84,20 +84,29 @@ def check_nodes(students, teachers):
 
 
 def followed(sources, students):
-    """`{name of a source: name of the student that it follows}`.
+    """`{name of a source: name of the student that it follows}`, or a tuple of names.
 
     Raises:
         ValueError: `follows` names no student, or is left out where there are several.
     """
-    found, known = {}, list(students)
-    for name, source in sources.items():
-        found[name] = known[0] if source.follows is None and len(known) == 1 else source.follows
-        if found[name] not in known:
-            raise ValueError(
-                f"Source '{name}' must say which student it follows. Expected `follows` as one of "
-                f"{known}. Received: follows={source.follows!r}"
-            )
-    return found
+    known = list(students)
+    return {name: _followed(name, source, known) for name, source in sources.items()}
+
+
+def _followed(name, source, known):
+    if source.follows_several:
+        found = tuple(known if source.follows is None else source.follows)
+        if found and set(found) <= set(known):
+            return found
+    else:
+        found = known[0] if source.follows is None and len(known) == 1 else source.follows
+        if found in known:
+            return found
+    expected = f"a list of some of {known}" if source.follows_several else f"one of {known}"
+    raise ValueError(
+        f"Source '{name}' must say which student it follows. Expected `follows` as {expected}. "
+        f"Received: follows={source.follows!r}"
+    )
 
 
 def default_transfers(teachers):

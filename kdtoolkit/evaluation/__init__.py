@@ -1,4 +1,4 @@
-"""Comparing training runs: statistics over trials, tables and figures over generations.
+"""Comparing training runs: statistics over trials, tables and figures, loss landscapes.
 
 Importing this package needs nothing but NumPy. The functions that need more say so when they are
 called: `pip install "kdtoolkit[plot]"`.
@@ -14,6 +14,17 @@ from kdtoolkit.evaluation.generations import compare_matrix as compare_matrix
 from kdtoolkit.evaluation.generations import compare_methods as compare_methods
 from kdtoolkit.evaluation.generations import cumulative as cumulative
 from kdtoolkit.evaluation.generations import generation_table as generation_table
+from kdtoolkit.evaluation.landscape import loss_rise as loss_rise
+from kdtoolkit.evaluation.landscape import noise_curve as noise_curve
+from kdtoolkit.evaluation.landscape import noise_summary as noise_summary
+from kdtoolkit.evaluation.landscape_lines import direction as direction
+from kdtoolkit.evaluation.landscape_lines import interpolation as interpolation
+from kdtoolkit.evaluation.landscape_lines import landscape_line as landscape_line
+from kdtoolkit.evaluation.landscape_lines import landscape_surface as landscape_surface
+from kdtoolkit.evaluation.landscape_plots import plot_contours as plot_contours
+from kdtoolkit.evaluation.landscape_plots import plot_line as plot_line
+from kdtoolkit.evaluation.landscape_plots import plot_noise_curves as plot_noise_curves
+from kdtoolkit.evaluation.landscape_plots import plot_surface as plot_surface
 from kdtoolkit.evaluation.statistics import Comparison as Comparison
 from kdtoolkit.evaluation.statistics import compare as compare
 from kdtoolkit.evaluation.statistics import holm as holm

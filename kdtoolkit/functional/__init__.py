@@ -15,6 +15,11 @@ The gradient flows into both arguments: stop it on the source where the source d
 """
 
 from kdtoolkit.functional.attention import attention as attention
+from kdtoolkit.functional.cohort import best_logits as best_logits
+from kdtoolkit.functional.cohort import best_mixture as best_mixture
+from kdtoolkit.functional.cohort import mean_logits as mean_logits
+from kdtoolkit.functional.cohort import mean_probabilities as mean_probabilities
+from kdtoolkit.functional.cohort import min_logits as min_logits
 from kdtoolkit.functional.contrastive import log_normaliser as log_normaliser
 from kdtoolkit.functional.contrastive import noise_contrastive as noise_contrastive
 from kdtoolkit.functional.contrastive import scores as scores

@@ -2,9 +2,14 @@
 
 from kdtoolkit.models.convnet import convnet as convnet
 from kdtoolkit.models.convnet import mlp as mlp
+from kdtoolkit.models.deit import deit as deit
+from kdtoolkit.models.deit import distillation_heads as distillation_heads
+from kdtoolkit.models.deit import single_output as single_output
 from kdtoolkit.models.resnet import resnet as resnet
 from kdtoolkit.models.resnet import resnet8x4 as resnet8x4
 from kdtoolkit.models.resnet import resnet18 as resnet18
 from kdtoolkit.models.resnet import resnet32x4 as resnet32x4
 from kdtoolkit.models.resnet import resnet34 as resnet34
 from kdtoolkit.models.resnet import resnet50 as resnet50
+from kdtoolkit.models.vit import vit as vit
+from kdtoolkit.models.vit_layers import TokensAndPositions as TokensAndPositions

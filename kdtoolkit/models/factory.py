@@ -35,7 +35,8 @@ class LayerFactory:
         if weight_decay < 0:
             raise ValueError(f"`weight_decay` must be 0 or more. Received: {weight_decay}")
         self.weight_decay = weight_decay
-        self._random = None if seed is None else np.random.default_rng(seed)
+        self.seeded = seed is not None
+        self._random = np.random.default_rng(seed) if self.seeded else None
 
     def conv(self, filters, kernel_size, name, *, strides=1, use_bias=False):
         """Returns a Conv2D layer with `same` padding; `filters` output channels."""

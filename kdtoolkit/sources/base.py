@@ -38,6 +38,8 @@ class Source(keras.layers.Layer):
     commits = False
     #: Whether batches must carry example ids.
     needs_ids = False
+    #: Whether `follows` is a list of students; then a list is what `student_output` is, too.
+    follows_several = False
 
     def __init__(self, follows=None, initial="labels", name=None):
         super().__init__(name=name, dtype="float32", autocast=False)
@@ -61,6 +63,10 @@ class Source(keras.layers.Layer):
 
     def connect(self, student, output):
         """Learn whom to follow: the student's model, and the symbolic tensor that it returns."""
+
+    def form(self, student_output):
+        """What the source teaches as a symbolic tensor, given the student's."""
+        return student_output
 
     def update(self):
         """Before a training batch is read."""

@@ -1,8 +1,9 @@
 """What a training step needs that isn't `keras.ops`, and nothing else.
 
 The step itself is Keras's own on every backend: `Distiller.call` and `Distiller.compute_loss` hold
-the maths. Two things are left: knowing which step is being traced, and the number of replicas that
-share a batch.
+the maths. What is left: knowing which step is being traced, and for whom; the number of replicas
+that share a batch; tables that are changed in place. The one step that Keras's can't express,
+students updated one after the other, is in `alternating`.
 """
 
 import contextlib
@@ -37,6 +38,25 @@ def during(value):
         yield
     finally:
         _STAGE.reset(token)
+
+
+# The one student that learns in this pass, where students are updated one after the other.
+_LEARNER = contextvars.ContextVar("kdtoolkit_learner", default=None)
+
+
+def learner():
+    """Name of the only student that learns in this pass, None if all do."""
+    return _LEARNER.get()
+
+
+@contextlib.contextmanager
+def only(student):
+    """Mark the code inside as computing the loss of one student alone."""
+    token = _LEARNER.set(student)
+    try:
+        yield
+    finally:
+        _LEARNER.reset(token)
 
 
 def replicas():
