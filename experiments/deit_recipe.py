@@ -31,6 +31,14 @@ def optimizer(rate, weight_decay, steps, warmup_steps):
     return keras.optimizers.AdamW(schedule, weight_decay=weight_decay)
 
 
+def spared(adamw):
+    """The optimizer, with weight decay on kernels alone, as in DeiT's code."""
+    adamw.exclude_from_weight_decay(
+        var_names=["bias", "gamma", "beta", "token", "position"],
+    )
+    return adamw
+
+
 def images(dataset, size, classes, batch, seed):
     """Training batches of normalised images and soft labels.
 

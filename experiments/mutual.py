@@ -45,7 +45,14 @@ SMALL = {
 }
 PRESETS = {
     "digits": {**SMALL, "seeds": 3, "size": 8, "patch": 2, "epochs": 60, "max_train": 400},
-    "superclasses": {**SMALL, "seeds": 4, "size": 16, "epochs": 40, "max_train": 3200},
+    "superclasses": {
+        **SMALL,
+        "seeds": 4,
+        "size": 16,
+        "epochs": 40,
+        "max_train": 3200,
+        "learning_rate": 4e-3,
+    },
     "cifar100": {**SMALL, "seeds": 3, "size": 32, "epochs": 300, "max_train": None, "depth": 12},
     "imagenet": {
         **SMALL,
@@ -102,7 +109,7 @@ def cohort_of(options, data, method, sizes, seed):
     distiller = kd.MutualDistiller(students=students, weight=weight, **heads)
     loss = data.label_loss()
     distiller.compile(
-        data.optimizer(),
+        data.optimizer,
         {"class": loss} if heads else loss,
         metrics={"fused": ["accuracy"]} if heads else ["accuracy"],
         steps_per_execution=min(10, data.steps),

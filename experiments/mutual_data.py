@@ -55,9 +55,10 @@ class Data:
     def optimizer(self):
         options, warmup = self.options, self.options.warmup * self.steps
         steps = options.epochs * self.steps
-        return deit_recipe.optimizer(
+        made = deit_recipe.optimizer(
             options.learning_rate, options.weight_decay, steps, min(warmup, steps // 2)
         )
+        return deit_recipe.spared(made) if self.options.recipe == "deit" else made
 
     def logits(self, model, part):
         """What a network says about a part, and None where there is no such part."""

@@ -7,6 +7,7 @@ from kdtoolkit import checks, compiling, scalars, steps, wiring
 from kdtoolkit.ahead import build_ahead
 from kdtoolkit.data.keys import strip
 from kdtoolkit.graph import TransferGraph, context_of
+from kdtoolkit.logs import LabelLosses
 from kdtoolkit.outputs import Outputs
 from kdtoolkit.progress import listed, with_progress
 from kdtoolkit.registry import public
@@ -96,9 +97,7 @@ class Distiller(KeepsRandomStates, keras.Model):
         self.progress = scalars.variable(0.0, "progress")
         self.graph = TransferGraph(students, teachers, transfers, preprocess or {})
         self._seen = Outputs(students)
-        self._label_tracker = keras.metrics.Mean(name="label_loss")
-        names = self._seen.names if self._seen.several else ()
-        self._label_trackers = [keras.metrics.Mean(name=f"{name}_loss") for name in names]
+        self._label_losses = LabelLosses(self._seen)
         self._label_loss_alone = False
         self._evaluating = False
         # Whether the data of the last training and of the last evaluation had labels.
@@ -207,7 +206,7 @@ class Distiller(KeepsRandomStates, keras.Model):
                 batch_size = ops.shape(keras.tree.flatten(x)[0])[0]
                 # The mean over the turns, of which each has one student's loss, would be too small.
                 turns = 1 if steps.learner() is None else len(self.graph.student_names)
-                self._label_tracker.update_state(steps.whole(label_loss) * turns, batch_size)
+                self._label_losses.together.update_state(steps.whole(label_loss) * turns, batch_size)
                 label_loss = label_loss * ops.cast(self.label_weight, label_loss.dtype)
             total.append(label_loss)
         if transferring:
@@ -258,21 +257,13 @@ class Distiller(KeepsRandomStates, keras.Model):
         return Stage.EVALUATE if evaluating else Stage.TRAIN
 
     def get_metrics_result(self):
-        own = [self._label_tracker, *self._label_trackers, *self.graph.trackers]
-        # Of several outputs Keras follows the losses too, under the same names.
-        names = {metric.name for metric in self._label_trackers}
-        compiled = [m for m in self.metrics if m not in own and m.name not in names]
-        labelled = self._labelled[self._phase()]
-        if not labelled:
-            # Keras's "loss" comes first; the others would need labels.
-            compiled = compiled[:1]
         training = self._phase() is Stage.TRAIN
-        shown = self.graph.trackers_of(training) if training or self._label_free else []
-        if labelled and not self._label_free:
-            measured = [m for m in self._label_trackers if m.name in self._measured]
-            shown = [*measured, *[self._label_tracker][:training], *shown]
+        metrics = [metric for metric in self.metrics if metric not in self.graph.trackers]
+        shown = self._label_losses.select(metrics, self._labelled[self._phase()], training)
+        if training or self._label_free:
+            shown += self.graph.trackers_of(training)
         results = {}
-        for metric in [*compiled, *shown]:
+        for metric in shown:
             result = metric.result()
             results.update(result if isinstance(result, dict) else {metric.name: result})
         return results
@@ -307,9 +298,8 @@ class Distiller(KeepsRandomStates, keras.Model):
             "weighted_metrics": weighted_metrics,
             **kwargs,
         }
-        trackers = dict(zip(self._seen.names, self._label_trackers, strict=False))
-        losses = compiling.label_losses(loss, self._seen, trackers)
-        self._measured = {f"{name}_loss" for name in (losses if trackers and losses else ())}
+        losses = compiling.label_losses(loss, self._seen, self._label_losses.by_output)
+        self._label_losses.use(losses)
         super().compile(
             optimizer=compiling.combine(optimizer, self.graph),
             loss=losses,

@@ -185,12 +185,23 @@ class MutualDistiller(Distiller):
         return found
 
     def compile(self, optimizer="rmsprop", *args, **kwargs):
-        """As `Distiller.compile`; one optimizer is copied for each student."""
-        if not isinstance(optimizer, dict) or "class_name" in optimizer:
+        """As `Distiller.compile`, with an optimizer for each student.
+
+        Args:
+            optimizer: an optimizer, which is copied for each student; a function without arguments
+                that makes one; or a dict `{student name: optimizer}`. Copies have the same
+                configuration, of which Keras's `exclude_from_weight_decay` is no part: give a
+                function that calls it.
+            *args, **kwargs: as in `Distiller.compile`.
+        """
+        if callable(optimizer):
+            optimizer = {name: optimizer() for name in self.graph.student_names}
+        elif not isinstance(optimizer, dict) or "class_name" in optimizer:
             optimizer = keras.optimizers.get(optimizer)
-            config = optimizer.get_config()
+            copy, config = type(optimizer).from_config, optimizer.get_config()
+            # Keras's callbacks log a rate under its optimizer's name.
             names = self.graph.student_names
-            optimizer = {name: type(optimizer).from_config(dict(config)) for name in names}
+            optimizer = {name: copy({**config, "name": name}) for name in names}
         super().compile(optimizer, *args, **kwargs)
 
     def train_step(self, *args):
@@ -228,6 +239,7 @@ def _named(students):
 
 def _mutual(students, teachers, targets, temperature, weight, source_layer, student_layer):
     """The sources and transfers by which the members of a cohort teach the students."""
+    names = {f"others_of_{student}": "others" for student in students}
 
     def edge(source, student, share=1.0):
         return Transfer(
@@ -237,7 +249,7 @@ def _mutual(students, teachers, targets, temperature, weight, source_layer, stud
             source_layer=source_layer if source in (*students, *teachers) else None,
             student_layer=student_layer,
             weight=weight * share,
-            name=f"from_{source}",
+            name=f"from_{names.get(source, source)}",
         )
 
     if targets == "each":
@@ -245,9 +257,15 @@ def _mutual(students, teachers, targets, temperature, weight, source_layer, stud
         pairs = [(m, s) for s in students for m in (*students, *teachers) if m != s]
         return {}, [edge(member, student, share) for member, student in pairs]
     if targets == "others":
-        sources = {f"others_of_{s}": [n for n in students if n != s] for s in students}
-        found = {n: PeerEnsemble(others, layer=source_layer) for n, others in sources.items()}
-        return found, [edge(f"others_of_{student}", student) for student in students]
+        found = {
+            source: PeerEnsemble(
+                [other for other in students if other != student], layer=source_layer
+            )
+            for source, student in zip(names, students, strict=True)
+        }
+        return found, [
+            edge(source, student) for source, student in zip(names, students, strict=True)
+        ]
     together = PeerEnsemble(combine=targets, layer=source_layer)
     return {"everyone": together}, [edge("everyone", student) for student in students]
 

@@ -1,6 +1,16 @@
 """What all tests share: a clean Keras before each, and one pair of virtual replicas."""
 
+import os
+
 import pytest
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that need TensorFlow don't run on another backend, whatever else they are marked as."""
+    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+        for item in items:
+            if item.get_closest_marker("tensorflow"):
+                item.add_marker(pytest.mark.skip(reason="needs the TensorFlow backend"))
 
 
 @pytest.fixture(autouse=True)

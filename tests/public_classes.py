@@ -52,6 +52,25 @@ PUBLIC = {
             name="self",
         )
     ),
+    "MutualDistiller": Settings(
+        lambda: kd.MutualDistiller(
+            students={"small": dense(4, 0), "large": dense(8, 1)},
+            teacher={"frozen": dense(8, 2)},
+            transfers=[kd.Transfer(squared, source="frozen", student="small", weight=2.0)],
+            temperature=2.5,
+            weight=0.5,
+            label_weight=0.25,
+            updates="alternating",
+            preprocess={"small": layers.Rescaling(2.0)},
+            name="cohort",
+        )
+    ),
+    "PeerEnsemble": Settings(
+        lambda: kd.sources.PeerEnsemble(["a", "b"], "min_logit", "class", name="everyone")
+    ),
+    "TokensAndPositions": Settings(
+        lambda: kd.models.TokensAndPositions(2, "zeros", "ones", name="tokens")
+    ),
     "Ensemble": Settings(
         lambda: kd.Ensemble([dense(4), dense(8, 1)], output="probabilities", name="both")
     ),

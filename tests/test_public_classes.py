@@ -54,14 +54,14 @@ ORDER = [
     {"version", "registry", "steps", "saving", "files", "optional"},
     {"scalars"},
     {"functional"},
-    {"losses", "taps", "logits", "progress", "sources"},
+    {"losses", "taps", "logits", "logs", "outputs", "progress", "sources"},
     {"gates"},
     {"transfer"},
-    {"wiring", "checks", "compiling"},
+    {"wiring", "wirings", "checks", "compiling"},
     {"graph", "ensemble", "ahead"},
     {"distiller"},
     {"callbacks"},
-    {"self_distillation"},
+    {"self_distillation", "mutual"},
     {"generations"},
 ]
 # These take plain models and arrays.

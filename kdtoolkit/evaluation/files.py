@@ -9,7 +9,7 @@ from kdtoolkit.evaluation.generations import as_dict
 from kdtoolkit.files import draft_of
 
 # Columns of method names, which stay text even where a name looks like a number.
-_NAMES = ("method", "first", "second")
+_NAMES = ("method", "first", "second", "model")
 _WORDS = {"": None, "True": True, "False": False}
 
 

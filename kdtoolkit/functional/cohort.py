@@ -70,12 +70,14 @@ def best_mixture(logits, labels):
     Source: Guo et al., CVPR 2020 (KDCL-Linear); for each example, as here read.
     """
     z, shares = _stacked(logits), _shares(labels, logits)
-    mixed = _pick(z, _losses(z, shares))
-    for _ in range(1 if len(logits) == 2 else 4 * len(logits)):
+
+    def improve(_, mixed):
         # The network towards which the loss falls most (Frank and Wolfe's choice).
         slopes = ops.sum((ops.softmax(mixed) - shares)[None] * z, axis=-1)
-        mixed = _mix(mixed, _pick(z, slopes), shares)
-    return mixed
+        return _mix(mixed, _pick(z, slopes), shares)
+
+    rounds = 1 if len(logits) == 2 else 4 * len(logits)
+    return ops.fori_loop(0, rounds, improve, _pick(z, _losses(z, shares)))
 
 
 def min_logits(logits, labels):
