@@ -52,6 +52,11 @@ TWINS = "ensemble of small and twin, mutual"
 
 # Each with the same network, or the same pair, without a peer.
 CONTROLS = {SMALL_WIDE: SMALL, SMALL_TWIN: SMALL, WIDE_SMALL: WIDE, TOGETHER: APART}
+LABELS = (
+    ("first seed", "epoch", "validation accuracy (%)"),
+    ("noise on the weights", "σ", "training loss, mean ± sd over draws"),
+    ("the same, relative to the weights", "σ / root mean square of each tensor", "training loss"),
+)
 COLOURS = {SMALL: "#5b6b7b", SMALL_WIDE: "#1d9a6c", SMALL_TWIN: "#c98a2b"}
 
 
@@ -168,16 +173,18 @@ def noise(first, data):
     """Loss of the small networks on the training data while noise is added to their weights."""
     lines = lines_of(first)
     models = {line: lines[line] for line in COLOURS}
-    raw = evaluation.noise_curve(models, data.x_train, data.y_train, progress=False)
-    relative = {"relative": True, "progress": False}
-    return raw + evaluation.noise_curve(models, data.x_train, data.y_train, **relative)
+    raw, relative = (
+        evaluation.noise_curve(models, data.x_train, data.y_train, relative=kind, progress=False)
+        for kind in (False, True)
+    )
+    return raw + relative
 
 
 def rises_of(rows):
-    """The area under the curves; a caption says what it takes to call a valley wider."""
-    caption = "A wider valley: both rises smaller, at about the same loss, over many seeds."
-    table = Table("network", title="first seed: training loss, and its rise under noise")
-    table.caption = caption
+    """The area under the curves; the caption says what it takes to call a valley wider."""
+    title = "first seed: training loss and its rise under noise"
+    caption = "Wider: both rises smaller, at about the same loss, over many seeds."
+    table = Table("network", title=title, caption=caption)
     for heading in ("loss", "rise, raw noise", "rise, relative noise"):
         table.add_column(heading, justify="right")
     lines = {(line["model"], line["relative"]): line for line in evaluation.loss_rise(rows)}
@@ -189,31 +196,28 @@ def rises_of(rows):
 
 
 def draw(first, rows, path):
-    """Validation accuracy of the small networks of one seed, and the loss under noise."""
+    """Validation accuracy of the small networks of one seed, and their loss under noise."""
     figure = Figure(figsize=(13, 4.2), layout="constrained")
-    left, *panels = figure.subplots(1, 3)
-    curves = {
+    panels = figure.subplots(1, 3)
+    histories = {
         SMALL: first["small"].history.history["val_accuracy"],
         SMALL_WIDE: first["small and wide"].history.history["val_small_accuracy"],
         SMALL_TWIN: first["small and twin"].history.history["val_small_accuracy"],
     }
-    for line, values in curves.items():
+    for name, values in histories.items():
         epochs = 1 + np.arange(len(values))
-        left.plot(epochs, 100 * np.array(values), color=COLOURS[line], label=line)
-    left.set_xlabel("epoch")
-    left.set_ylabel("validation accuracy (%)")
-    left.set_title("digits with 30 % wrong labels, first seed")
-    left.legend(frameon=False)
+        panels[0].plot(epochs, 100 * np.array(values), color=COLOURS[name], label=name)
+    panels[0].legend(frameon=False)
+    keys, summary = ("scale", "loss_mean", "loss_sd"), evaluation.noise_summary(rows)
     for name, colour in COLOURS.items():
-        for relative, panel in enumerate(panels):
-            own = [p for p in evaluation.noise_summary(rows) if p["model"] == name]
-            own = [p for p in own if p["relative"] == relative]
-            scale, mean, sd = np.array([[p[key] for key in KEYS] for p in own]).T
-            panel.plot(scale, mean, color=colour, marker="o", markersize=4)
-            panel.fill_between(scale, mean - sd, mean + sd, color=colour, alpha=0.2, linewidth=0)
-    for axis in (left, *panels):
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
+        for relative in (False, True):
+            own = [row for row in summary if (row["model"], row["relative"]) == (name, relative)]
+            scale, mean, sd = ([row[key] for row in own] for key in keys)
+            panels[1 + relative].errorbar(scale, mean, sd, color=colour, capsize=3)
+    for panel, (title, x, y) in zip(panels, LABELS, strict=True):
+        panel.set(title=title, xlabel=x, ylabel=y)
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
     draft = path.with_name(f".{path.name}")  # whole or not at all
     figure.savefig(draft, dpi=150, format="png")
     draft.replace(path)

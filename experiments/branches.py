@@ -30,7 +30,7 @@ PRESETS = {
         "max_train": 150,
         "epochs": 50,
         "batch": 50,
-        "learning_rate": 0.05,
+        "learning_rate": 0.4,
         "weight_decay": 5e-4,
     },
 }

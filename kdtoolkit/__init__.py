@@ -10,6 +10,7 @@ from kdtoolkit import generations as generations
 from kdtoolkit import losses as losses
 from kdtoolkit import models as models
 from kdtoolkit import sources as sources
+from kdtoolkit import wirings as wirings
 from kdtoolkit.distiller import Distiller as Distiller
 from kdtoolkit.ensemble import Ensemble as Ensemble
 from kdtoolkit.generations import Recipe as Recipe

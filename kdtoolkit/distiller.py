@@ -204,9 +204,10 @@ class Distiller(KeepsRandomStates, keras.Model):
             label_loss = self._label_loss(x, y, outputs, sample_weight, training)
             if transferring:
                 batch_size = ops.shape(keras.tree.flatten(x)[0])[0]
-                # The mean over the turns, of which each has one student's loss, would be too small.
+                # A mean over turns, of which each has one student's loss, would be too small.
                 turns = 1 if steps.learner() is None else len(self.graph.student_names)
-                self._label_losses.together.update_state(steps.whole(label_loss) * turns, batch_size)
+                value = steps.whole(label_loss) * turns
+                self._label_losses.together.update_state(value, batch_size)
                 label_loss = label_loss * ops.cast(self.label_weight, label_loss.dtype)
             total.append(label_loss)
         if transferring:

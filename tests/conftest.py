@@ -1,6 +1,7 @@
 """What all tests share: a clean Keras before each, and one pair of virtual replicas."""
 
 import os
+import tempfile
 
 import pytest
 
@@ -39,6 +40,22 @@ def pytest_configure(config):
         half = tf.config.LogicalDeviceConfiguration()
         processor = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(processor, [half, half])
+    elif keras.backend.backend() == "jax":
+        _remember_what_was_compiled(config)
+
+
+def _remember_what_was_compiled(config):
+    """Keep compiled steps on disk while the tests run: two equal models then compile once.
+
+    Each process has a folder of its own, since JAX doesn't guard one against two writers.
+    """
+    import jax
+
+    folder = tempfile.TemporaryDirectory()
+    config.add_cleanup(folder.cleanup)
+    jax.config.update("jax_compilation_cache_dir", folder.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(scope="session")

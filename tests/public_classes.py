@@ -68,6 +68,7 @@ PUBLIC = {
     "PeerEnsemble": Settings(
         lambda: kd.sources.PeerEnsemble(["a", "b"], "min_logit", "class", name="everyone")
     ),
+    "ScaleGradient": Settings(lambda: kd.models.ScaleGradient(0.25, name="shared")),
     "TokensAndPositions": Settings(
         lambda: kd.models.TokensAndPositions(2, "zeros", "ones", name="tokens")
     ),

@@ -8,6 +8,7 @@ import pytest
 from rich.progress import Progress
 
 from kdtoolkit.evaluation import read_csv
+from kdtoolkit.export import LiteRTModel
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
@@ -88,3 +89,51 @@ def test_born_again_compares_networks_and_ensembles_in_pairs_of_trials():
     assert compared[::3] == [f"{first} - {second}" for first, second in born_again.PAIRS]
     assert generations == ["1", "2", "all 2"] * 3
     assert points == ["+1.00"] * 3 + ["+2.00"] * 3 + ["+1.00"] * 3
+
+
+def test_mutual_learning_ends_in_tables_a_picture_accuracies_and_an_int8_file(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "120")
+    mutual_learning = load("mutual_learning")
+    # Fewer layers, for speed.
+    monkeypatch.setattr(mutual_learning, "SIZES", {"small": (4,), "wide": (16,)})
+    mutual_learning.main(["--seeds", "1", "--epochs", "1", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    for text in (*mutual_learning.CONTROLS, "rise, relative noise", "bytes in int8, test accuracy"):
+        assert text in printed
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["mutual_learning.csv", "mutual_learning.png", "student.tflite"]
+    assert (tmp_path / "mutual_learning.png").stat().st_size > 10_000
+    rows = read_csv(tmp_path / "mutual_learning.csv")
+    found = {row["network"]: row["test_accuracy"] for row in rows}
+    assert len(found) == len(rows) == 8
+    # The file is one of the two students that trained together, so it has that one's accuracy.
+    data = mutual_learning.load(seed=0)
+    file = LiteRTModel(tmp_path / "student.tflite")
+    gaps = [
+        abs(mutual_learning.accuracy(file, data) - found[line])
+        for line in (mutual_learning.SMALL_WIDE, mutual_learning.WIDE_SMALL)
+    ]
+    assert min(gaps) < 0.02
+
+
+def test_mutual_learning_compares_each_network_with_itself_alone_in_pairs_of_seeds():
+    mutual_learning = load("mutual_learning")
+    lines = dict.fromkeys([*mutual_learning.CONTROLS.values(), *mutual_learning.CONTROLS])
+    noise = (0.000, 0.001, 0.002)
+    rows = [
+        {"network": line, "seed": seed, "test_accuracy": 0.5 + 0.1 * seed + 0.02 * i + i * extra}
+        for i, line in enumerate(lines)
+        for seed, extra in enumerate(noise)
+    ]
+    table = mutual_learning.table_of(rows)
+    names, _, points, _, _, verdicts = (list(column.cells) for column in table.columns)
+    place = {line: i for i, line in enumerate(lines)}
+    expected = {
+        line: f"{2.1 * (place[line] - place[control]):+.2f}"
+        for line, control in mutual_learning.CONTROLS.items()
+    }
+    shown = dict(zip(names, zip(points, verdicts, strict=True), strict=True))
+    for line in lines:
+        assert shown[line] == ((expected[line], "better") if line in expected else ("", ""))

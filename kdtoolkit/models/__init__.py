@@ -1,5 +1,7 @@
 """Small networks with named stages, for examples, tests and baselines."""
 
+from kdtoolkit.models.branches import ScaleGradient as ScaleGradient
+from kdtoolkit.models.branches import branches as branches
 from kdtoolkit.models.convnet import convnet as convnet
 from kdtoolkit.models.convnet import mlp as mlp
 from kdtoolkit.models.deit import deit as deit
