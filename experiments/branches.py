@@ -1,6 +1,6 @@
 """Branches that learn together, ONE and CL-ILR, against the network alone, where labels are few.
 
-    python experiments/branches.py digits    # 5 minutes
+    python experiments/branches.py digits    # 6 minutes
 
 A seed decides the network's first weights, its images and their order; all methods share them, so
 differences are compared in pairs. Deployed is the first branch, the network itself. Every number

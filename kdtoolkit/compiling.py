@@ -1,9 +1,25 @@
 """What `Distiller.compile` gives to Keras: optimizers, losses and metrics for every student."""
 
+import dataclasses
+
 import keras
 from keras import ops
 
 from kdtoolkit import steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What `compile` was given. A plain dict Keras would track, and count metrics in it twice."""
+
+    arguments: dict
+
+    def __getitem__(self, name):
+        return self.arguments.get(name)
+
+    def config(self):
+        """The arguments, serialised."""
+        return {k: keras.saving.serialize_keras_object(v) for k, v in self.arguments.items()}
 
 
 def policy_of(students):
@@ -47,8 +63,8 @@ def combine(optimizer, graph):
 class StudentOptimizers(keras.optimizers.MultiOptimizer):
     """One optimizer per student, with the learning rate that they have in common.
 
-    `keras.optimizers.MultiOptimizer` has none, so Keras's callbacks (`LearningRateScheduler`,
-    `ReduceLROnPlateau`) would fail.
+    `keras.optimizers.MultiOptimizer` has none, but callbacks ask for it unless they look at each
+    optimizer by itself, which they can't behind a `LossScaleOptimizer`.
     """
 
     def __init__(self, owners):
@@ -83,14 +99,34 @@ def label_losses(loss, outputs, trackers):
     Returns:
         `loss` itself where there is one student, else a dict.
     """
-    return outputs.for_each(
-        loss, lambda leaf, name: leaf and LabelLoss(leaf, outputs.names[name], trackers[name])
-    )
+    if loss is None or not outputs.several:
+        return loss
+    found = outputs.for_each(loss)
+    for name, value in found.items():
+        if isinstance(value, dict | list | tuple):
+            raise ValueError(
+                f"Each output takes one label loss. Expected a loss for '{name}'. Received: {value}"
+            )
+    found = {name: value for name, value in found.items() if value is not None}
+    if not found:
+        raise ValueError(
+            f"`loss` names no output of a student. Expected some of {list(outputs.names)}, or None "
+            f"to train without labels. Received: loss={loss}"
+        )
+    return {n: LabelLoss(v, outputs.names[n], trackers[n]) for n, v in found.items()}
+
+
+def loss_weights(given, outputs, losses):
+    """Keras's `loss_weights` for the outputs that have a loss."""
+    if given is None or not outputs.several:
+        return given
+    return {name: v for name, v in outputs.for_each(given).items() if name in (losses or ())}
 
 
 def copied_metrics(metrics, outputs):
     """Metrics for each output and the ensemble; objects are copied, since each counts alone."""
-    return outputs.for_each(metrics, lambda leaf, _: _copy_of_metric(leaf), ensemble=True)
+    found = outputs.for_each(metrics, ensemble=True)
+    return keras.tree.map_structure(_copy_of_metric, found) if outputs.several else metrics
 
 
 def _copy_of_metric(value):
@@ -100,8 +136,8 @@ def _copy_of_metric(value):
 class LabelLoss(keras.losses.Loss):
     """A student's label loss, as one of several: measured, and 0 while only another one learns.
 
-    Keras follows the losses of several outputs too, but by the mean over batches, in which a
-    smaller last batch counts too much.
+    Keras follows the losses of several outputs too, but on TensorFlow by the mean over batches, in
+    which a smaller last batch counts too much.
     """
 
     def __init__(self, loss, student, tracker):
@@ -116,6 +152,12 @@ class LabelLoss(keras.losses.Loss):
         self.tracker = tracker
 
     def call(self, y_true, y_pred):
+        # As Keras does for functions: (batch,) and (batch, 1) would make a square.
+        ranks = len(y_true.shape), len(y_pred.shape)
+        if ranks == (1, 2) and y_pred.shape[-1] == 1:
+            y_true = ops.expand_dims(y_true, -1)
+        elif ranks[0] == ranks[1] + 1 and y_true.shape[-1] == 1:
+            y_true = ops.squeeze(y_true, -1)
         return self.inner(y_true, y_pred)
 
     def __call__(self, y_true, y_pred, sample_weight=None):
@@ -136,11 +178,14 @@ class _Owners:
 
     def __init__(self, optimizers, graph):
         self.optimizers = optimizers
+        self._graph = graph
         self._owner = {}
-        for name in graph.student_names:
-            self._owner.update((id(v), name) for v in graph.trained_with(name))
 
     def __call__(self, variable):
+        if id(variable) not in self._owner:
+            # Networks may get their weights only with the first batch.
+            for name in self._graph.student_names:
+                self._owner.update((id(v), name) for v in self._graph.trained_with(name))
         return self.optimizers[self._owner[id(variable)]]
 
     def values(self):

@@ -97,13 +97,14 @@ class Distiller(KeepsRandomStates, keras.Model):
         self.progress = scalars.variable(0.0, "progress")
         self.graph = TransferGraph(students, teachers, transfers, preprocess or {})
         self._seen = Outputs(students)
+        wiring.check_log_names(self.graph.edges, self._seen.names if self._seen.several else ())
         self._label_losses = LabelLosses(self._seen)
         self._label_loss_alone = False
         self._evaluating = False
         # Whether the data of the last training and of the last evaluation had labels.
         self._labelled = {Stage.TRAIN: True, Stage.EVALUATE: True}
         self.checked = False
-        self._compiled_with = {"loss": None}
+        self._compiled_with = compiling.Given({"loss": None})
         self.built = self.graph.built
 
     # The parts ------------------------------------------------------------------------------
@@ -192,7 +193,9 @@ class Distiller(KeepsRandomStates, keras.Model):
     def call(self, inputs, training=None):
         x, _ = strip(inputs)
         self.graph.connect(x)
-        views = {name: self.graph.forward(name, x, training) for name in self.graph.student_names}
+        one = steps.learner()
+        names = self.graph.student_names if one is None else [one]
+        views = {name: self.graph.forward(name, x, training) for name in names}
         return views if self._transferring() else self._seen.of(views)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -292,15 +295,14 @@ class Distiller(KeepsRandomStates, keras.Model):
                 "`compile(loss=...)`, or a `teacher` or `transfers` in the Distiller. "
                 "Received neither."
             )
-        self._compiled_with = {
-            "optimizer": optimizer,
-            "loss": loss,
-            "metrics": metrics,
-            "weighted_metrics": weighted_metrics,
-            **kwargs,
-        }
+        given = {"optimizer": optimizer, "loss": loss, "metrics": metrics}
+        given |= {"weighted_metrics": weighted_metrics, **kwargs}
+        self._compiled_with = compiling.Given(given)
         losses = compiling.label_losses(loss, self._seen, self._label_losses.by_output)
         self._label_losses.use(losses)
+        if "loss_weights" in kwargs:
+            weights = compiling.loss_weights(kwargs["loss_weights"], self._seen, losses)
+            kwargs["loss_weights"] = weights
         super().compile(
             optimizer=compiling.combine(optimizer, self.graph),
             loss=losses,
@@ -359,9 +361,7 @@ class Distiller(KeepsRandomStates, keras.Model):
         return cls(**{k: keras.saving.deserialize_keras_object(v) for k, v in config.items()})
 
     def get_compile_config(self):
-        if not self.compiled:
-            return {}
-        return {k: keras.saving.serialize_keras_object(v) for k, v in self._compiled_with.items()}
+        return self._compiled_with.config() if self.compiled else {}
 
     def compile_from_config(self, config):
         self.compile(**{k: keras.saving.deserialize_keras_object(v) for k, v in config.items()})

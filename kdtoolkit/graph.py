@@ -186,7 +186,8 @@ class TransferGraph(keras.layers.Layer):
 
     def _remembers(self, edge):
         """Whether an edge's source speaks of training batches alone."""
-        return edge.source not in self._taps or edge.transfer.needs_ids
+        remembers = edge.source in self.source_names and self.node(edge.source).remembers
+        return (remembers and edge.source not in self._taps) or edge.transfer.needs_ids
 
     def trackers_of(self, training):
         """The logged means of `active_edges`."""
@@ -244,7 +245,7 @@ class TransferGraph(keras.layers.Layer):
 
     def _taught(self, name, x, views, context, training):
         """What a teacher says: a network's view, or what a source holds."""
-        if name not in self.source_names or not training:
+        if name not in self.source_names or (not training and name in self._taps):
             return self.forward(name, x)
         said = self._said(name, views)
         return self.node(name).read(lambda: self.forward(name, x), said, context)

@@ -119,9 +119,9 @@ class MutualDistiller(Distiller):
             "source_layer": source_layer,
             "student_layer": student_layer,
         }
-        teachers = wiring.name_nodes(teacher, "teacher")
-        sources, mutual = _mutual(list(students), list(teachers), **settings)
-        extra = list(transfers)
+        teachers, extra = wiring.name_nodes(teacher, "teacher"), list(transfers)
+        sources, mutual = _mutual(students, teachers, **settings)
+        _check_teachers(students, teachers, sources, [*mutual, *extra])
         super().__init__(
             student=students,
             teacher={**teachers, **sources} or None,
@@ -131,7 +131,7 @@ class MutualDistiller(Distiller):
             name=name,
         )
         self._settings = {**settings, "deployed": deployed, "updates": updates}
-        self._given = {"teacher": teacher, "extra": len(extra)}
+        self._own = len(sources), len(mutual)
         self._seen = Outputs(students, ensemble_of=_ensemble_of(students, deployed))
         if updates == "alternating":
             _check_alternating(self)
@@ -139,6 +139,8 @@ class MutualDistiller(Distiller):
     @property
     def ensemble(self):
         """The cohort as one network, a `kd.Ensemble` of the students; it shares their weights.
+
+        It reads its members' input; layers of `preprocess` aren't in it.
 
         Raises:
             ValueError: students with several outputs, and no `deployed`.
@@ -159,8 +161,9 @@ class MutualDistiller(Distiller):
             monitor: what to compare, without the students' names: "val_accuracy" compares
                 "val_student1_accuracy", "val_student2_accuracy", ...
             logs: dict of logs, such as `distiller.evaluate(..., return_dict=True)` returns.
-                Defaults to the last epoch of the last `fit`, whose weights the students still have
-                unless a callback put others back.
+                Defaults to the last epoch of the last `fit`. If a callback has put the weights of
+                another epoch back since, evaluate anew and give these logs, with
+                `monitor="accuracy"`.
             mode: "min", "max", or "auto": the smaller the better if the name ends in "loss" or
                 "error".
 
@@ -198,10 +201,7 @@ class MutualDistiller(Distiller):
             optimizer = {name: optimizer() for name in self.graph.student_names}
         elif not isinstance(optimizer, dict) or "class_name" in optimizer:
             optimizer = keras.optimizers.get(optimizer)
-            copy, config = type(optimizer).from_config, optimizer.get_config()
-            # Keras's callbacks log a rate under its optimizer's name.
-            names = self.graph.student_names
-            optimizer = {name: copy({**config, "name": name}) for name in names}
+            optimizer = {name: _copy(optimizer, name) for name in self.graph.student_names}
         super().compile(optimizer, *args, **kwargs)
 
     def train_step(self, *args):
@@ -212,8 +212,9 @@ class MutualDistiller(Distiller):
 
     def get_config(self):
         config = super().get_config()
-        extra = self.transfers[len(self.transfers) - self._given["extra"] :]
-        parts = {"teacher": self._given["teacher"], "transfers": extra}
+        sources, mutual = self._own
+        teachers = dict(list(self.teachers.items())[: len(self.teachers) - sources])
+        parts = {"teacher": teachers or None, "transfers": self.transfers[mutual:]}
         config["students"] = config.pop("student")
         return {
             **config,
@@ -222,9 +223,22 @@ class MutualDistiller(Distiller):
         }
 
 
+def _copy(optimizer, name):
+    try:
+        # Keras's callbacks log a rate under its optimizer's name.
+        return type(optimizer).from_config({**optimizer.get_config(), "name": name})
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise ValueError(
+            "Each student gets a copy of the optimizer, and this one can't be copied by its "
+            "configuration. Expected a function that makes one, "
+            "`compile(lambda: keras.optimizers.SGD(...))`, or a dict with one per student. "
+            f"Received: {optimizer!r}"
+        ) from error
+
+
 def _named(students):
     if not isinstance(students, dict):
-        students = list(students) if isinstance(students, list | tuple) else [students]
+        students = [students] if isinstance(students, keras.Model) else list(students)
         students = {f"student{index}": model for index, model in enumerate(students, start=1)}
     if len(students) < 2:
         raise ValueError(
@@ -239,35 +253,55 @@ def _named(students):
 
 def _mutual(students, teachers, targets, temperature, weight, source_layer, student_layer):
     """The sources and transfers by which the members of a cohort teach the students."""
-    names = {f"others_of_{student}": "others" for student in students}
 
-    def edge(source, student, share=1.0):
+    def edge(source, student, share=1.0, layer=None, name=None):
         return Transfer(
             SoftTargets(temperature),
             source=source,
             student=student,
-            source_layer=source_layer if source in (*students, *teachers) else None,
+            source_layer=layer,
             student_layer=student_layer,
             weight=weight * share,
-            name=f"from_{names.get(source, source)}",
+            name=f"from_{name or source}",
         )
 
     if targets == "each":
-        share = 1.0 / (len(students) + len(teachers) - 1)
-        pairs = [(m, s) for s in students for m in (*students, *teachers) if m != s]
-        return {}, [edge(member, student, share) for member, student in pairs]
+        share, members = 1.0 / (len(students) + len(teachers) - 1), {**students, **teachers}
+        heads = {n: _layer_of(model, source_layer, students) for n, model in members.items()}
+        pairs = [(m, s) for s in students for m in members if m != s]
+        return {}, [edge(m, s, share, heads[m]) for m, s in pairs]
     if targets == "others":
-        found = {
-            source: PeerEnsemble(
-                [other for other in students if other != student], layer=source_layer
-            )
-            for source, student in zip(names, students, strict=True)
-        }
-        return found, [
-            edge(source, student) for source, student in zip(names, students, strict=True)
-        ]
+        sources, edges = {}, []
+        for student in students:
+            others = [other for other in students if other != student]
+            sources[f"others_of_{student}"] = PeerEnsemble(others, layer=source_layer)
+            edges.append(edge(f"others_of_{student}", student, name="others"))
+        return sources, edges
     together = PeerEnsemble(combine=targets, layer=source_layer)
     return {"everyone": together}, [edge("everyone", student) for student in students]
+
+
+def _layer_of(member, layer, students):
+    """What to read of a member: of a frozen network with one output that output."""
+    of_students = all(layer in (keys_of(model) or ()) for model in students.values())
+    return None if of_students and keys_of(member) is None else layer
+
+
+def _check_teachers(students, teachers, sources, transfers):
+    """Refuse frozen networks that nobody would learn from, or whose names are taken."""
+    taken = sources.keys() & {*students, *teachers}
+    if taken:
+        raise ValueError(
+            f"The names {sorted(taken)} stand for ensembles of the students here. Expected others."
+        )
+    read = {transfer.source for transfer in transfers}
+    idle = [name for name in teachers if name not in read and None not in read]
+    if idle:
+        raise ValueError(
+            "A frozen network is a member of the cohort only with targets='each'. Expected "
+            f"that, or `transfers=[kd.Transfer(..., source='{idle[0]}')]`. Received: "
+            f"teachers {idle} that nothing reads"
+        )
 
 
 def _ensemble_of(students, deployed):
@@ -286,13 +320,14 @@ def _ensemble_of(students, deployed):
 
 def _check_alternating(distiller):
     """Refuse graphs in which students can't be updated one after the other."""
-    kinds = {name: type(source).__name__ for name, source in distiller.sources.items()}
-    if set(kinds.values()) - {"PeerEnsemble"}:
+    remembering = [name for name, source in distiller.sources.items() if source.remembers]
+    if remembering:
         raise ValueError(
             "Alternating updates work between students and frozen networks. Expected "
-            f"`updates='simultaneous'` with sources that remember. Received: {kinds}"
+            "`updates='simultaneous'` with sources that remember. Received: the sources "
+            f"{remembering}"
         )
-    if distiller.compute_dtype == "float16" or distiller.dtype_policy.name == "mixed_float16":
+    if distiller.dtype_policy.name == "mixed_float16":
         raise ValueError(
             "Alternating updates don't scale losses, which float16 needs. Expected students in "
             "float32 or bfloat16, or `updates='simultaneous'`. Received: a student in float16"

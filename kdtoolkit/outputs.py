@@ -37,12 +37,22 @@ class Outputs:
 
     @property
     def names(self):
-        """Names of all outputs of several students, `{name: student}`, without the ensemble."""
-        return {
-            self._name(student, key): student
-            for student in self.students
-            for key in self.keys[student] or [None]
-        }
+        """Names of all outputs of several students, `{name: student}`, without the ensemble.
+
+        Raises:
+            ValueError: two outputs of one name.
+        """
+        found = {}
+        for student in self.students:
+            for key in self.keys[student] or [None]:
+                name = self._name(student, key)
+                if name in found:
+                    raise ValueError(
+                        f"'{found[name]}' and '{student}' both have an output called '{name}'. "
+                        "Expected another name for one of these students."
+                    )
+                found[name] = student
+        return found
 
     def _name(self, student, key):
         return student if key is None else f"{student}_{key}"
@@ -63,17 +73,22 @@ class Outputs:
 
     def spread(self, value, outputs):
         """Labels or weights that were given once, for each of `outputs`."""
-        given_by_output = not self.several and keras.tree.is_nested(value)
-        if value is None or given_by_output or not isinstance(outputs, dict):
+        if value is None or not isinstance(outputs, dict):
             return value
-        return dict.fromkeys(outputs, value)
+        if not keras.tree.is_nested(value):
+            return dict.fromkeys(outputs, value)
+        if self.several:
+            raise ValueError(
+                "All students learn from the same labels. Expected `y` and `sample_weight` as one "
+                f"array each. Received: a {type(value).__name__} of {len(value)}"
+            )
+        return value
 
-    def for_each(self, given, copy=lambda leaf, name: leaf, ensemble=False):
+    def for_each(self, given, ensemble=False):
         """What `compile` was given, by the names of the outputs; see `Distiller.compile`.
 
         Args:
             given: a value for each student, a dict by student, or a dict by output key for each.
-            copy: function `(leaf, name of the output)` that makes an output's own.
             ensemble: whether the ensemble gets it too.
 
         Raises:
@@ -81,26 +96,24 @@ class Outputs:
         """
         if given is None or not self.several:
             return given
-        by_student = isinstance(given, dict) and set(given) <= {*self.students, ENSEMBLE}
+        ensemble = ensemble and self.ensemble_of is not None
+        keys = {key for known in self.keys.values() for key in known or ()}
+        names = {*self.students, *[ENSEMBLE][: ensemble and ENSEMBLE not in keys]}
+        by_student = isinstance(given, dict) and set(given) <= names
         found = {}
         for student in self.students:
             own = given.get(student) if by_student else given
-            if own is not None:
-                found.update(self._named(own, student))
-        if ensemble and self.ensemble_of is not None:
+            found.update({} if own is None else self._named(own, student))
+        if ensemble:
             own = given.get(ENSEMBLE) if by_student else given
             own = own.get(self.ensemble_of) if isinstance(own, dict) else own
             found.update({} if own is None else {ENSEMBLE: own})
-        return {
-            name: keras.tree.map_structure(lambda leaf, name=name: copy(leaf, name), value)
-            for name, value in found.items()
-        }
+        return found
 
     def _named(self, given, student):
         """`{name of an output: what it gets}` of one student."""
         keys = self.keys[student]
-        # A dict with "class_name" is one serialised object.
-        if not isinstance(given, dict) or "class_name" in given:
+        if not isinstance(given, dict):
             return {self._name(student, key): given for key in keys or [None]}
         unknown = set(given) - set(keys or [])
         if unknown:

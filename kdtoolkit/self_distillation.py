@@ -159,7 +159,7 @@ class SelfDistiller(Distiller):
     def _check_measured(self, arguments):
         """Refuse a `fit` in which nothing would measure "val_accuracy"."""
         data = [arguments.get(name) for name in ("validation_data", "validation_split")]
-        metrics = [self._compiled_with.get(name) for name in ("metrics", "weighted_metrics")]
+        metrics = [self._compiled_with[name] for name in ("metrics", "weighted_metrics")]
         if data[0] is None and not data[1]:
             raise ValueError(
                 "'val_accuracy' tells the best epoch, but there is no validation data. Expected "

@@ -164,6 +164,26 @@ def connect_edges(transfers, students, teachers):
     return _with_unique_names(edges)
 
 
+def check_log_names(edges, outputs):
+    """Refuse names under which two things would be in the logs.
+
+    Args:
+        edges: list of `Edge`.
+        outputs: names of the outputs of several students, or nothing for one.
+
+    Raises:
+        ValueError: a name that stands for two things.
+    """
+    names = ["loss", "label_loss", "val_loss", *[edge.log_name for edge in edges]]
+    names += [f"{name}_loss" for name in outputs]
+    twice = {name for name in [*names, *outputs] if [*names, *outputs].count(name) > 1}
+    if twice:
+        raise ValueError(
+            f"The logs would hold {sorted(twice)} twice. Expected other names of students, of "
+            f"their outputs or of transfers. Received: the names {names}"
+        )
+
+
 def _with_unique_names(edges):
     used, named = {}, []
     for edge in edges:

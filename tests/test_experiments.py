@@ -42,6 +42,24 @@ def test_the_comparison_of_losses_ends_in_rows_lines_and_a_picture(tmp_path, mon
     assert "hint, two stages" in capsys.readouterr().out
 
 
+def test_mutual_learning_ends_in_rows_noise_and_a_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    monkeypatch.setenv("COLUMNS", "120")
+    mutual = importlib.import_module("mutual")
+    command = ["digits", "--seeds", "1", "--epochs", "2", "--max-train", "64", "--depth", "1"]
+    command += ["--no-jit", "--draws", "2", "--methods", "dml-deit", "--cohorts", "tiny+small"]
+    mutual.main([*command, "--runs", str(tmp_path), "--out", str(tmp_path)])
+    rows = read_csv(tmp_path / "mutual_digits_runs.csv")
+    assert [row["student"] for row in rows] == ["tiny1", "small2"]
+    assert all(0 <= row["test_accuracy"] <= 1 for row in rows)
+    curves = read_csv(tmp_path / "mutual_digits_noise.csv")
+    assert {(c["model"], c["relative"]) for c in curves} == {
+        (name, kind) for name in ("tiny1", "small2") for kind in (True, False)
+    }
+    assert (tmp_path / "mutual_digits.png").stat().st_size > 5_000
+    assert "dml-deit" in capsys.readouterr().out
+
+
 def test_every_method_of_the_comparison_names_a_loss_that_exists(monkeypatch):
     monkeypatch.syspath_prepend(EXPERIMENTS)
     methods = importlib.import_module("loss_methods").METHODS

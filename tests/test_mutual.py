@@ -203,6 +203,75 @@ def test_a_step_runs_each_student_once_and_recomputes_only_what_has_changed(upda
     assert teacher.passes == [False]
 
 
+class Silent(keras.Model):
+    """A network whose `call` has no `training`, of which its layers learn from the context."""
+
+    def __init__(self, units, seed):
+        super().__init__()
+        keras.utils.set_random_seed(seed)
+        self.hidden, self.norm = layers.Dense(units, name="hidden"), layers.BatchNormalization()
+        self.out = layers.Dense(CLASSES)
+
+    def build(self, shape):
+        self.hidden.build(shape)
+        self.norm.build((None, self.hidden.units))
+        self.out.build((None, self.hidden.units))
+        self.built = True
+
+    def call(self, x):
+        return self.out(self.norm(self.hidden(x)))
+
+
+class Louder(layers.Layer):
+    """An augmentation that says nothing of `training` either."""
+
+    def call(self, x, training=False):
+        return x + 5.0 if training else x
+
+
+@pytest.mark.parametrize("updates", UPDATES)
+def test_students_and_their_augmentation_know_that_they_train_and_projectors_learn(updates):
+    (x, y), layer = data(16), {"source_layer": "hidden", "student_layer": "hidden"}
+    hint = kd.Transfer(kd.losses.Hint(), source="student2", student="student1", **layer)
+    distiller = cohort(
+        [Silent(4, 0), Silent(6, 1)],
+        updates=updates,
+        transfers=[hint],
+        preprocess={"student1": Louder()},
+    )
+    fit(distiller, x, y, epochs=1)
+    for name, shift in (("student1", 5.0), ("student2", 0.0)):
+        hidden = distiller.students[name].hidden
+        assert np.any(arrays(distiller.students[name].norm)[2])
+        kernel = keras.ops.convert_to_numpy(hidden.kernel)
+        assert kernel.shape[1] == hidden.units and np.isfinite(shift)
+    projector = hint.own_layers[0]
+    before = arrays(projector)
+    fit(distiller, x, y, epochs=1)
+    assert difference(before, arrays(projector)) > 0
+
+
+def test_an_augmentation_of_one_student_acts_in_training_alone():
+    (x, y), logs = data(16), {}
+    for updates in UPDATES:
+        twins = [dense(4, 0, norm=False) for _ in range(2)]
+        distiller = cohort(
+            twins, keras.optimizers.SGD(0.0), updates=updates, preprocess={"student1": Louder()}
+        )
+        logs = fit(distiller, x, y, epochs=1, validation_data=(x, y)).history
+        assert abs(logs["student1_loss"][0] - logs["student2_loss"][0]) > 1e-3
+        assert logs["val_student1_loss"] == pytest.approx(logs["val_student2_loss"])
+
+
+@pytest.mark.parametrize("updates", UPDATES)
+def test_students_without_shapes_get_their_weights_with_the_first_batch(updates):
+    x, y = data(16)
+    students = [keras.Sequential([layers.Dense(4), layers.Dense(CLASSES)]) for _ in range(2)]
+    distiller = cohort(students, updates=updates)
+    logs = fit(distiller, x, y, epochs=3).history
+    assert logs["label_loss"][-1] < logs["label_loss"][0]
+
+
 # Members ----------------------------------------------------------------------------------------
 
 
@@ -279,6 +348,42 @@ def test_logs_are_means_over_examples_also_with_a_ragged_last_batch():
     ensemble = keras.ops.convert_to_numpy(distiller.ensemble(x))
     np.testing.assert_allclose(ensemble, mean, atol=1e-5)
     np.testing.assert_allclose(distiller.predict(x, verbose=0)["ensemble"], mean, atol=1e-5)
+
+
+def test_a_metric_object_counts_for_each_student_and_not_for_itself():
+    (x, y), distiller = data(), kd.MutualDistiller(students=[dense(4, 0), dense(4, 1)])
+    accuracy = keras.metrics.SparseCategoricalAccuracy(name="right")
+    distiller.compile("sgd", crossentropy(), metrics=[accuracy])
+    logs = fit(distiller, x, y, epochs=1).history
+    assert [name for name in logs if "right" in name] == [
+        f"{name}_right" for name in ("ensemble", "student1", "student2")
+    ]
+
+
+def squared(y, z):
+    return keras.ops.mean(keras.ops.square(keras.ops.cast(y, z.dtype) - z), axis=-1)
+
+
+def test_a_function_as_label_loss_means_what_it_means_for_one_network():
+    x, y = data()
+    students = [dense(4, seed, classes=1) for seed in range(2)]
+    edge = kd.Transfer(kd.losses.LogitsMSE(), source="a", student="b")
+    distiller = kd.Distiller(student=dict(zip("ab", students, strict=True)), transfers=[edge])
+    distiller.compile("sgd", squared)
+    logs = distiller.evaluate(x, y, verbose=0, return_dict=True)
+    for name, student in zip("ab", students, strict=True):
+        student.compile("sgd", squared)
+        assert logs[f"{name}_loss"] == pytest.approx(student.evaluate(x, y, verbose=0), rel=1e-5)
+
+
+def test_loss_weights_go_to_the_outputs_that_they_name():
+    (x, y), distiller = data(), deits()
+    heads, weights = ("class", "distillation"), {"class": 2.0, "distillation": 0.5}
+    distiller.compile(keras.optimizers.SGD(0.0), dict.fromkeys(heads, crossentropy()),
+                      loss_weights=weights)  # fmt: skip
+    logs = {name: values[0] for name, values in fit(distiller, x, y, epochs=1).history.items()}
+    expected = sum(weights[h] * logs[f"student{k}_{h}_loss"] for h in heads for k in (1, 2))
+    assert logs["label_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_evaluation_changes_nothing_and_is_one_pass():
@@ -423,6 +528,18 @@ REFUSED = {
     "name": (lambda: {"ensemble": dense(4), "b": dense(4)}, {}, "all students together"),
     "deployed": (None, {"deployed": "fused"}, "`deployed` must be the key"),
     "shared": (shared_layers, {"updates": "alternating"}, "without common layers"),
+    "idle teacher": (None, {"targets": "others", "teacher": dense}, "nothing reads"),
+    "taken": (
+        lambda: {"everyone": dense(4), "b": dense(4)},
+        {"targets": "naive"},
+        "Expected others",
+    ),
+    "label": (
+        lambda: {"label": dense(4), "b": dense(4)},
+        {},
+        r"The logs would hold \['label_loss'\]",
+    ),
+    "val": (lambda: {"val": dense(4), "b": dense(4)}, {}, "The logs would hold"),
     "half": (in_half_precision, {"updates": "alternating"}, "in float16"),
 }
 
@@ -431,6 +548,7 @@ REFUSED = {
 def test_what_cannot_be_trained_is_refused(case):
     make, kwargs, message = REFUSED[case]
     students = make() if make else [dense(4, 0), dense(4, 1)]
+    kwargs = {key: dense(8, 2) if value is dense else value for key, value in kwargs.items()}
     with pytest.raises(ValueError, match=message):
         kd.MutualDistiller(students=students, **kwargs)
 
@@ -463,6 +581,37 @@ def test_several_outputs_without_a_deployed_one_have_no_ensemble():
     )
     with pytest.raises(ValueError, match="Expected `MutualDistiller"):
         _ = distiller.ensemble
+
+
+def test_an_optimizer_that_cannot_be_copied_is_refused_with_a_way_out():
+    class Rate(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            return 0.1
+
+    (x, y), distiller = data(16), kd.MutualDistiller(students=[dense(4, 0), dense(4, 1)])
+    with pytest.raises(ValueError, match="a function that makes one"):
+        distiller.compile(keras.optimizers.SGD(Rate()), crossentropy())
+    distiller.compile(lambda: keras.optimizers.SGD(Rate()), crossentropy())
+    fit(distiller, x, y, epochs=1)
+
+
+def test_outputs_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="an output called 'a_class'"):
+        kd.Distiller(student={"a": two_heads(4, 0), "a_class": dense(4)}, transfers=[])
+
+
+def test_labels_by_student_are_refused():
+    (x, y), distiller = data(16), cohort([dense(4, 0), dense(4, 1)])
+    with pytest.raises(ValueError, match="learn from the same labels"):
+        fit(distiller, x, {"student1": y, "student2": y})
+
+
+def test_a_list_of_label_losses_is_refused():
+    distiller = kd.MutualDistiller(students=[dense(4, 0), dense(4, 1)])
+    with pytest.raises(ValueError, match="Each output takes one label loss"):
+        distiller.compile("sgd", [crossentropy(), crossentropy()])
+    with pytest.raises(ValueError, match="names no output"):
+        distiller.compile("sgd", {"student1": None})
 
 
 def test_a_dict_that_fits_no_student_is_refused():

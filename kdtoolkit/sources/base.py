@@ -38,6 +38,8 @@ class Source(keras.layers.Layer):
     commits = False
     #: Whether batches must carry example ids.
     needs_ids = False
+    #: Whether it speaks of training examples alone, so that `evaluate` leaves it out.
+    remembers = True
     #: Whether `follows` is a list of students; then a list is what `student_output` is, too.
     follows_several = False
 

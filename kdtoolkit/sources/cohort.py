@@ -31,7 +31,7 @@ class PeerEnsemble(Source):
     | "min_logit" | for each class the least logit, counted from the label's | KDCL-MinLogit |
 
     The last three look at the labels; an example without one (a class number such as -1) gets the
-    mean of the logits. In `evaluate` the ensemble takes no part.
+    mean of the logits.
 
     Source: Zhang et al., 2018, arXiv:1706.00384 (DML_e); Song and Chai, 2018, arXiv:1805.11761
     (CL-ILR); Guo et al., CVPR 2020, "Online Knowledge Distillation via Collaborative Learning"
@@ -60,6 +60,7 @@ class PeerEnsemble(Source):
     """
 
     follows_several = True
+    remembers = False
 
     def __init__(self, follows=None, combine="probabilities", layer=None, name=None):
         follows = [follows] if isinstance(follows, str) else follows
@@ -87,7 +88,7 @@ class PeerEnsemble(Source):
         if not isinstance(output, dict | list | tuple) and self.layer is None:
             return output
         if not isinstance(output, dict) or self.layer not in output:
-            known = list(output) if isinstance(output, dict) else "a single tensor or list"
+            known = list(output) if isinstance(output, dict) else "None, since there is only one"
             raise ValueError(
                 f"PeerEnsemble '{self.name}' must know which output to read. Expected `layer` as "
                 f"a key of the students' outputs: {known}. Received: layer={self.layer!r}"
@@ -106,7 +107,11 @@ class PeerEnsemble(Source):
         return {"output": ops.where(labelled, said, functional.mean_logits(logits)), "taps": {}}
 
     def _labels(self, labels):
-        labels = labels.get(self.layer) if isinstance(labels, dict) else labels
+        if isinstance(labels, dict):
+            raise ValueError(
+                f"PeerEnsemble '{self.name}' chooses by one label for each example. Expected `y` "
+                f"as one array. Received: a dict with the keys {sorted(labels)}"
+            )
         if labels is None:
             raise ValueError(
                 f"PeerEnsemble '{self.name}' chooses by the labels, but the data has none. "

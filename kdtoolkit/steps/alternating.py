@@ -31,9 +31,10 @@ def train_step(distiller, *args):
     return steps[backend](distiller, *args)
 
 
-def _forward(distiller, name, inputs):
+def _forward(distiller, name, x):
     """A student's view in training, and its own regularisation."""
-    view = distiller.graph.forward(name, inputs, training=True)
+    with only(name):
+        view = distiller(x, training=True)[name]
     losses = [share(ops.sum(loss)) for loss in distiller.graph.node(name).losses]
     return view, ops.sum(ops.stack([ops.zeros(()), *losses]))
 
@@ -58,13 +59,15 @@ def _tensorflow(distiller, data):
     import tensorflow as tf
 
     batch = keras.utils.unpack_x_y_sample_weight(data)
-    inputs, _ = strip(batch[0])
     graph, names = distiller.graph, distiller.graph.student_names
-    views, own, tapes = graph.teachers_views(inputs), {}, {}
+    views, own, tapes = {}, {}, {}
     for name in names:
         with tf.GradientTape() as tapes[name]:
-            views[name], own[name] = _forward(distiller, name, inputs)
+            views[name], own[name] = _forward(distiller, name, batch[0])
+    if not distiller.optimizer.built:
+        distiller.optimizer.build(distiller.trainable_variables)
     trained, total = dict(views), 0.0
+    views |= graph.teachers_views(strip(batch[0])[0])
     for name in names:
         # The tape goes on where the student's forward pass ended.
         with tapes[name]:
@@ -74,7 +77,7 @@ def _tensorflow(distiller, data):
         distiller.optimizer.by_student[name].apply(gradients, variables)
         total += loss
         if name != names[-1]:
-            views[name], _ = _forward(distiller, name, inputs)
+            views[name], _ = _forward(distiller, name, batch[0])
     return _logs(distiller, batch, trained, total)
 
 
@@ -101,7 +104,6 @@ def _jax(distiller, state, data):
     import jax
 
     batch = keras.utils.unpack_x_y_sample_weight(data)
-    inputs, _ = strip(batch[0])
     graph, names = distiller.graph, distiller.graph.student_names
     groups = [
         distiller.trainable_variables,
@@ -113,15 +115,16 @@ def _jax(distiller, state, data):
 
     def forward(name, values):
         variables = graph.trained_with(name)
-        return now.run(lambda: _forward(distiller, name, inputs), variables, values)
+        return now.run(lambda: _forward(distiller, name, batch[0]), variables, values)
 
-    views, back, own = now.run(lambda: graph.teachers_views(inputs))[0], {}, {}
+    views, back, own = {}, {}, {}
     for name in names:
         values = now.of(graph.trained_with(name))
         (views[name], own[name]), back[name], now.values = jax.vjp(
             lambda values, name=name: forward(name, values), values, has_aux=True
         )
     trained, total = dict(views), 0.0
+    views |= now.run(lambda: graph.teachers_views(strip(batch[0])[0]))[0]
     for name in names:
         variables = graph.trained_with(name)
 
