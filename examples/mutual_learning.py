@@ -22,8 +22,8 @@ valleys. It also shows that a network alone is best early on, before it learns t
 heart: stopped there, it would be closer to those with a peer than in the table.
 
 Sizes and rate were chosen on the validation part of other seeds: the rate, out of 0.01 and 0.03, by
-the networks alone; the sizes such that these learn wrong labels by heart. With smaller and flatter
-ones, which can't, there was less to gain.
+the networks alone; the sizes such that these learn wrong labels by heart. Networks of two layers,
+which hardly do that, changed by -1.4 to +3.8 points there.
 
 Source: Zhang, Xiang, Hospedales and Lu, "Deep Mutual Learning", CVPR 2018, arXiv:1706.00384.
 """
@@ -88,7 +88,6 @@ def train(model, data, seed, epochs):
         keras.optimizers.Adam(rate),  # a cohort gives each student a copy
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        steps_per_execution=len(batches),  # much faster, where steps are as short as here
     )
     model.fit(
         batches,
@@ -243,7 +242,7 @@ def export(student, data, path):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="how many times, default 5")
-    parser.add_argument("--epochs", type=int, default=20, help="of each training, default 20")
+    parser.add_argument("--epochs", type=int, default=15, help="of each training, default 15")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/mutual_learning"))
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
