@@ -1,5 +1,6 @@
 """Time of a mutual training step, against the sum of the plain steps of its students.
 
+    export TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1  # less noise beside other work
     python benchmarks/mutual_time.py --rounds 9 --out benchmarks/results
 
 32x32, 100 classes, batch 64: residual networks and vision transformers, `kd.MutualDistiller` with

@@ -146,9 +146,9 @@ def figure(lines, curves, title):
         for axis, relative in zip(plots, (False, True), strict=True):
             _curves(axis, [c for c in curves if (c["cohort"], c["relative"]) == (cohort, relative)])
             unit = "parts of each weight's RMS" if relative else "units of the weights"
-            axis.set_xlabel(f"standard deviation of the noise ({unit})")
+            axis.set_xlabel(f"noise ({unit})")
             axis.set_ylabel("loss on training images")
-        plots[0].legend()
+        plots[0].legend(fontsize=7, framealpha=0.5)
     return picture
 
 
@@ -156,8 +156,8 @@ def _bars(axis, lines):
     for place, line in enumerate(lines):
         height, sd = 100 * line["test_accuracy_mean"], 100 * line["test_accuracy_sd"]
         axis.bar(place, height, yerr=sd, color=COLOURS[line["method"]], capsize=3)
-    names = [f"{line['method']}\n{line['student']}" for line in lines]
-    axis.set_xticks(range(len(lines)), names, fontsize=7)
+    names = [f"{line['method']}, {line['student']}" for line in lines]
+    axis.set_xticks(range(len(lines)), names, rotation=20, ha="right", fontsize=8)
     lowest = min(line["test_accuracy_mean"] - line["test_accuracy_sd"] for line in lines)
     axis.set_ylim(bottom=max(0.0, 100 * lowest - 3))
     axis.set_ylabel("test accuracy (%), mean and sd")

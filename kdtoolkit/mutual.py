@@ -140,7 +140,7 @@ class MutualDistiller(Distiller):
     def ensemble(self):
         """The cohort as one network, a `kd.Ensemble` of the students; it shares their weights.
 
-        It reads its members' input; layers of `preprocess` aren't in it.
+        It reads its members' input; layers of `preprocess` aren't in it. A new object each time.
 
         Raises:
             ValueError: students with several outputs, and no `deployed`.
