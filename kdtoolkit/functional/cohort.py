@@ -38,7 +38,16 @@ def mean_probabilities(logits):
 
 
 def mean_logits(logits):
-    """The mean of the networks' logits: their geometric mean, which a unanimous doubt vetoes."""
+    """The mean of the networks' logits; its softmax is the geometric mean, normalised.
+
+    Args:
+        logits: list of tensors `(batch, ..., classes)`.
+
+    Example:
+        >>> from kdtoolkit.functional import mean_logits
+        >>> [float(z) for z in mean_logits([[[1.0, 0.0]], [[3.0, 4.0]]])[0]]
+        [2.0, 2.0]
+    """
     return ops.mean(_stacked(logits), axis=0)
 
 
@@ -51,6 +60,11 @@ def best_logits(logits, labels):
 
     Source: Guo et al., CVPR 2020, "Online Knowledge Distillation via Collaborative Learning"
     (KDCL-Naive); for each example, as here read.
+
+    Example:
+        >>> from kdtoolkit.functional import best_logits
+        >>> [float(z) for z in best_logits([[[1.0, 0.0]], [[3.0, 4.0]]], labels=[1])[0]]
+        [3.0, 4.0]
     """
     return _pick(_stacked(logits), _losses(_stacked(logits), _shares(labels, logits)))
 
@@ -68,6 +82,12 @@ def best_mixture(logits, labels):
         labels: class numbers `(batch,)`, or distributions `(batch, classes)`.
 
     Source: Guo et al., CVPR 2020 (KDCL-Linear); for each example, as here read.
+
+    Example:
+        >>> from kdtoolkit.functional import best_mixture
+        >>> z = [[2.0, 0.0, 2.0]], [[2.0, 2.0, 0.0]]  # each is wrong about one other class
+        >>> [round(float(z_c), 3) for z_c in best_mixture(z, labels=[0])[0]]
+        [2.0, 1.0, 1.0]
     """
     z, shares = _stacked(logits), _shares(labels, logits)
 
@@ -93,6 +113,11 @@ def min_logits(logits, labels):
             logit under the label's distribution counts.
 
     Source: Guo et al., CVPR 2020 (KDCL-MinLogit).
+
+    Example:
+        >>> from kdtoolkit.functional import min_logits
+        >>> [float(z) for z in min_logits([[[5.0, 1.0, 4.0]], [[2.0, 1.0, 0.0]]], labels=[0])[0]]
+        [0.0, -4.0, -2.0]
     """
     z, shares = _stacked(logits), _shares(labels, logits)
     return ops.min(z - ops.sum(z * shares[None], axis=-1, keepdims=True), axis=0)
