@@ -1,5 +1,7 @@
 """The transfer graph: networks as nodes, transfers as edges, one forward pass per network."""
 
+import inspect
+
 import keras
 from keras import ops
 
@@ -204,7 +206,13 @@ class TransferGraph(keras.layers.Layer):
     def forward(self, name, x, training=False):
         """One pass of a network: its view, `{"output": ..., "taps": {path: tensor}}`."""
         layer = self.preprocess(name)
-        return self._raw(name, x if layer is None else layer(x), training)
+        if layer is not None:
+            # Said outright: Keras's step on JAX gives layers no context to learn it from. A teacher's
+            # view stays as random as its layer is by itself.
+            learns = name in self.student_names and training is not None
+            knows = learns and "training" in inspect.signature(layer.call).parameters
+            x = layer(x, training=training) if knows else layer(x)
+        return self._raw(name, x, training)
 
     def _read(self, views, name, paths):
         output = views[name]["output"]
