@@ -207,8 +207,8 @@ class TransferGraph(keras.layers.Layer):
         """One pass of a network: its view, `{"output": ..., "taps": {path: tensor}}`."""
         layer = self.preprocess(name)
         if layer is not None:
-            # Said outright: Keras's step on JAX gives layers no context to learn it from. A teacher's
-            # view stays as random as its layer is by itself.
+            # Said outright: Keras's step on JAX gives layers no context to learn it from. A
+            # teacher's view stays as random as its layer is by itself.
             learns = name in self.student_names and training is not None
             knows = learns and "training" in inspect.signature(layer.call).parameters
             x = layer(x, training=training) if knows else layer(x)
