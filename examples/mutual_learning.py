@@ -43,6 +43,7 @@ from rich.table import Table  # noqa: E402
 
 import kdtoolkit as kd  # noqa: E402
 from kdtoolkit import evaluation  # noqa: E402
+from kdtoolkit.files import draft_of  # noqa: E402
 
 SIZES = {"small": (8, 16, 32), "wide": (32, 64, 128)}
 SMALL, SMALL_WIDE, SMALL_TWIN = "small, alone", "small, with wide", "small, with its twin"
@@ -218,9 +219,8 @@ def draw(first, rows, path):
         panel.locator_params(axis="x", nbins=6)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    draft = path.with_name(f".{path.name}")  # whole or not at all
-    figure.savefig(draft, dpi=150, format="png")
-    draft.replace(path)
+    with draft_of(path, True) as draft:  # whole or not at all
+        figure.savefig(draft, dpi=150)
 
 
 def export(student, data, path):

@@ -5,12 +5,11 @@ from typing import Any
 
 import deit_recipe
 import keras
+import losses
 import numpy as np
 
 import kdtoolkit as kd
 
-#: Share of the training images that is held out for validation.
-HELD_OUT = {"digits": 0.2, "superclasses": 0.2, "cifar100": 0.1, "imagenet": 0.0}
 #: How many training images the loss under noise is measured on.
 SAMPLE = 512
 
@@ -82,7 +81,7 @@ def load(options, seed):
     """The `Data` of a preset."""
     if options.data == "imagenet":
         return _imagenet(options, seed)
-    data = _arrays(options, seed)
+    data = losses.load(options, seed, options.max_train)
     if options.recipe == "deit":
         return _with_recipe(options, data, seed)
     shift = {"flip": options.data != "digits", "shift": max(1, options.size // 8)}
@@ -96,30 +95,6 @@ def load(options, seed):
     )
     follow = [kd.data.FollowEpochs(batches)]
     return Data(train=batches, steps=len(batches), callbacks=follow, **_parts(options, data))
-
-
-def _arrays(options, seed):
-    held_out = HELD_OUT[options.data]
-    if options.data == "digits":
-        data = kd.data.load_digits(seed=seed, val_fraction=held_out)
-        keep = slice(None, options.max_train)
-        return dataclasses.replace(data, x_train=data.x_train[keep], y_train=data.y_train[keep])
-    data = kd.data.load_tfds(
-        "cifar100",
-        seed=seed,
-        superclasses=options.data == "superclasses",
-        max_train=options.max_train,
-        val_fraction=held_out,
-    )
-    parts = ("x_train", "x_val", "x_test")
-    return dataclasses.replace(data, **{p: _shrunk(getattr(data, p), options.size) for p in parts})
-
-
-def _shrunk(images, size):
-    """Images whose side is averaged down to `size`."""
-    factor = images.shape[1] // size
-    cells = images.reshape(len(images), size, factor, size, factor, images.shape[-1])
-    return np.ascontiguousarray(cells.mean(axis=(2, 4), dtype="float32"))
 
 
 def _parts(options, data):

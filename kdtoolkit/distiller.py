@@ -97,7 +97,7 @@ class Distiller(KeepsRandomStates, keras.Model):
         self.progress = scalars.variable(0.0, "progress")
         self.graph = TransferGraph(students, teachers, transfers, preprocess or {})
         self._seen = Outputs(students)
-        wiring.check_log_names(self.graph.edges, self._seen.names if self._seen.several else ())
+        wiring.check_log_names(self.graph.edges, self._seen.names)
         self._label_losses = LabelLosses(self._seen)
         self._label_loss_alone = False
         self._evaluating = False
@@ -229,9 +229,7 @@ class Distiller(KeepsRandomStates, keras.Model):
                 "compile() was given a label loss, but the data has no labels. Expected (x, y). "
                 "Received: x alone. To train without labels, leave `loss` out of compile()."
             )
-        y = self._seen.spread(y, outputs)
-        if self._seen.several:
-            sample_weight = self._seen.spread(sample_weight, outputs)
+        y, sample_weight = self._seen.targets(y, sample_weight, outputs)
         self._label_loss_alone = True
         try:
             return super().compute_loss(x, y, outputs, sample_weight, training=training)
@@ -252,9 +250,8 @@ class Distiller(KeepsRandomStates, keras.Model):
         if y is None:
             return self.get_metrics_result()
         outputs = self._seen.of(y_pred) if self._transferring() else y_pred
-        if self._seen.several:
-            sample_weight = self._seen.spread(sample_weight, outputs)
-        return super().compute_metrics(x, self._seen.spread(y, outputs), outputs, sample_weight)
+        y, sample_weight = self._seen.targets(y, sample_weight, outputs)
+        return super().compute_metrics(x, y, outputs, sample_weight)
 
     def _phase(self):
         evaluating = self._evaluating or steps.stage() is Stage.EVALUATE

@@ -1,14 +1,12 @@
 """The transfer graph: networks as nodes, transfers as edges, one forward pass per network."""
 
-import inspect
-
 import keras
 from keras import ops
 
 from kdtoolkit import checks, wiring
 from kdtoolkit.sources import Source
 from kdtoolkit.steps import learner, whole
-from kdtoolkit.taps import Taps, output_spec, spec_of
+from kdtoolkit.taps import Taps, output_spec, spec_of, takes_training
 
 
 def context_of(labels, sample_weight, example_id, epoch, progress):
@@ -210,8 +208,7 @@ class TransferGraph(keras.layers.Layer):
             # Said outright: Keras's step on JAX gives layers no context to learn it from. A
             # teacher's view stays as random as its layer is by itself.
             learns = name in self.student_names and training is not None
-            knows = learns and "training" in inspect.signature(layer.call).parameters
-            x = layer(x, training=training) if knows else layer(x)
+            x = layer(x, training=training) if learns and takes_training(layer) else layer(x)
         return self._raw(name, x, training)
 
     def _read(self, views, name, paths):

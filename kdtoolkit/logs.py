@@ -15,7 +15,7 @@ class LabelLosses(keras.layers.Layer):
     def __init__(self, outputs):
         super().__init__(name="label_losses", dtype="float32", autocast=False)
         self.together = keras.metrics.Mean(name="label_loss")
-        names = list(outputs.names) if outputs.several else []
+        names = list(outputs.names)
         self._each = [keras.metrics.Mean(name=f"{name}_loss") for name in names]
         self._names = names
         self._used = ()

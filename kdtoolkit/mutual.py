@@ -7,7 +7,7 @@ from kdtoolkit.callbacks.monitor import Monitor
 from kdtoolkit.distiller import Distiller
 from kdtoolkit.ensemble import Ensemble
 from kdtoolkit.losses import SoftTargets
-from kdtoolkit.outputs import ENSEMBLE, Outputs, keys_of
+from kdtoolkit.outputs import ENSEMBLE, keys_of
 from kdtoolkit.registry import public
 from kdtoolkit.sources import PeerEnsemble
 from kdtoolkit.sources.cohort import COMBINATIONS
@@ -132,7 +132,7 @@ class MutualDistiller(Distiller):
         )
         self._settings = {**settings, "deployed": deployed, "updates": updates}
         self._own = len(sources), len(mutual)
-        self._seen = Outputs(students, ensemble_of=_ensemble_of(students, deployed))
+        self._seen.ensemble_of = _ensemble_of(students, deployed)
         if updates == "alternating":
             _check_alternating(self)
 

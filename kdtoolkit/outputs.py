@@ -22,14 +22,16 @@ class Outputs:
 
     Args:
         students: `{name: model}`.
+
+    Attributes:
         ensemble_of: None, or the key of the output whose mean over the students is one more entry,
             "ensemble"; "" where students have one output each.
     """
 
-    def __init__(self, students, ensemble_of=None):
+    def __init__(self, students):
         self.students = list(students)
         self.keys = {name: keys_of(model) for name, model in students.items()}
-        self.ensemble_of = ensemble_of
+        self.ensemble_of = None
 
     @property
     def several(self):
@@ -39,11 +41,13 @@ class Outputs:
     def names(self):
         """Names of all outputs of several students, `{name: student}`, without the ensemble.
 
+        Empty for one student, whose outputs need none.
+
         Raises:
             ValueError: two outputs of one name.
         """
         found = {}
-        for student in self.students:
+        for student in self.students if self.several else ():
             for key in self.keys[student] or [None]:
                 name = self._name(student, key)
                 if name in found:
@@ -71,8 +75,13 @@ class Outputs:
             found[ENSEMBLE] = mean_probabilities([found[name] for name in names])
         return found
 
-    def spread(self, value, outputs):
-        """Labels or weights that were given once, for each of `outputs`."""
+    def targets(self, y, sample_weight, outputs):
+        """Labels and weights that were given once, for each of `outputs`: `(y, sample_weight)`."""
+        # For the outputs of one student Keras spreads the weights by itself.
+        weights = self._spread(sample_weight, outputs) if self.several else sample_weight
+        return self._spread(y, outputs), weights
+
+    def _spread(self, value, outputs):
         if value is None or not isinstance(outputs, dict):
             return value
         if not keras.tree.is_nested(value):

@@ -12,6 +12,7 @@ the same way. Nothing is added to the graph, and the listeners are gone when the
 import contextlib
 import difflib
 import functools
+import inspect
 import threading
 
 import keras
@@ -109,6 +110,11 @@ def _recording(operations):
                     del _LISTENERS[id(operation)], vars(operation)["call"]
 
 
+def takes_training(layer):
+    """Whether a layer's `call` declares `training`. Keras fills it in there, else refuses it."""
+    return "training" in inspect.signature(layer.call).parameters
+
+
 class Taps:
     """The inner tensors of one network that somebody reads, from one forward pass.
 
@@ -120,8 +126,7 @@ class Taps:
     def __init__(self, model, paths=()):
         self.model = model
         self.paths = tuple(dict.fromkeys(paths))
-        # Keras fills `training` into `call` where it is declared, and refuses it elsewhere.
-        self._kwargs = ("training",) if model._call_has_training_arg else ()
+        self._kwargs = ("training",) if takes_training(model) else ()
 
     def __call__(self, inputs, training=None):
         """Run the network once. Returns `(output, {path: tensor})`.

@@ -1,11 +1,10 @@
 """Experiments in generations as a figure and as a table to print."""
 
 import math
-from pathlib import Path
 
 from kdtoolkit.evaluation.extras import require
+from kdtoolkit.evaluation.files import write_figure
 from kdtoolkit.evaluation.generations import generation_table
-from kdtoolkit.files import draft_of
 
 _MARKERS = "os^Dvp"
 
@@ -86,10 +85,7 @@ def plot_generations(rows, path, title=None, overwrite=False):
     kdtoolkit.evaluation.plot_generations(rows, "generations.png", title="ResNet-20, CIFAR-100")
     ```
     """
-    if not Path(path).suffix:
-        raise ValueError(f"`path` must end in the format, such as .png. Received: {path}")
-    with draft_of(path, overwrite) as draft:
-        generations_figure(rows, title).savefig(draft, dpi=150)
+    write_figure(generations_figure(rows, title), path, overwrite)
 
 
 def print_table(rows, title=None):

@@ -1,7 +1,8 @@
-"""Results in files: rows as CSV."""
+"""Results in files: rows as CSV, figures."""
 
 import contextlib
 import csv
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +12,14 @@ from kdtoolkit.files import draft_of
 # Columns of method names, which stay text even where a name looks like a number.
 _NAMES = ("method", "first", "second", "model")
 _WORDS = {"": None, "True": True, "False": False}
+
+
+def write_figure(figure, path, overwrite):
+    """Writes a matplotlib figure, whole or not at all, in the format that the path ends in."""
+    if not Path(path).suffix:
+        raise ValueError(f"`path` must end in the format, such as .png. Received: {path}")
+    with draft_of(path, overwrite) as draft:
+        figure.savefig(draft, dpi=150)
 
 
 def write_csv(rows, path, overwrite=False):

@@ -1,12 +1,10 @@
 """Loss landscapes as figures. Each function returns its figure, and writes it if told where."""
 
-from pathlib import Path
-
 import numpy as np
 
 from kdtoolkit.evaluation.extras import require
+from kdtoolkit.evaluation.files import write_figure
 from kdtoolkit.evaluation.landscape import curves_of, mean_and_sd
-from kdtoolkit.files import draft_of
 
 _MARKERS = "os^Dvp"
 _NOISE = {
@@ -210,10 +208,6 @@ def _label(axes, x, y):
 
 
 def _written(figure, path, overwrite):
-    if path is None:
-        return figure
-    if not Path(path).suffix:
-        raise ValueError(f"`path` must end in the format, such as .png. Received: {path}")
-    with draft_of(path, overwrite) as draft:
-        figure.savefig(draft, dpi=150)
+    if path is not None:
+        write_figure(figure, path, overwrite)
     return figure

@@ -66,7 +66,8 @@ def best_logits(logits, labels):
         >>> [float(z) for z in best_logits([[[1.0, 0.0]], [[3.0, 4.0]]], labels=[1])[0]]
         [3.0, 4.0]
     """
-    return _pick(_stacked(logits), _losses(_stacked(logits), _shares(labels, logits)))
+    z = _stacked(logits)
+    return _pick(z, _losses(z, _shares(labels, logits)))
 
 
 def best_mixture(logits, labels):

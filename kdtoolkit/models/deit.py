@@ -11,8 +11,8 @@ three outputs are float32 under every dtype policy.
 
 In a `kd.Distiller`, give the labels to one head, `compile(optimizer, {"class": loss})`, and the
 transfer to the other, `kd.Transfer(kd.losses.HardTargets(), student_layer="distillation")`.
-`fit(x, dict.fromkeys(student.output, y))` serves metrics of every output. `single_output` makes a
-plain model of the trained one.
+Labels given once, `fit(x, y)`, serve the metrics of every output. `single_output` makes a plain
+model of the trained one.
 
 Source: Touvron et al., "Training data-efficient image transformers & distillation through
 attention" (2021), arXiv:2012.12877.

@@ -31,13 +31,17 @@ def stage():
 
 
 @contextlib.contextmanager
-def during(value):
-    """Mark the code inside as belonging to a step."""
-    token = _STAGE.set(value)
+def _holding(variable, value):
+    token = variable.set(value)
     try:
         yield
     finally:
-        _STAGE.reset(token)
+        variable.reset(token)
+
+
+def during(value):
+    """Mark the code inside a `with` as belonging to a step."""
+    return _holding(_STAGE, value)
 
 
 # The one student that learns in this pass, where students are updated one after the other.
@@ -49,14 +53,9 @@ def learner():
     return _LEARNER.get()
 
 
-@contextlib.contextmanager
 def only(student):
-    """Mark the code inside as computing the loss of one student alone."""
-    token = _LEARNER.set(student)
-    try:
-        yield
-    finally:
-        _LEARNER.reset(token)
+    """Mark the code inside a `with` as computing the loss of one student alone."""
+    return _holding(_LEARNER, student)
 
 
 def replicas():

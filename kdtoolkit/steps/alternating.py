@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from kdtoolkit.data.keys import strip
-from kdtoolkit.steps import only, share
+from kdtoolkit.steps import only, share, whole
 
 
 def train_step(distiller, *args):
@@ -49,8 +49,7 @@ def _loss(distiller, name, batch, views, own):
 def _logs(distiller, batch, views, total):
     x, y, sample_weight = batch
     tracker = next(metric for metric in distiller.metrics if metric.name == "loss")
-    replicas = total / share(ops.ones(()))
-    tracker.update_state(replicas, ops.shape(keras.tree.flatten(x)[0])[0])
+    tracker.update_state(whole(total), ops.shape(keras.tree.flatten(x)[0])[0])
     distiller.optimizer.iterations.assign_add(1)
     return distiller.compute_metrics(x, y, views, sample_weight)
 
