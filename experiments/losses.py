@@ -106,11 +106,16 @@ def shrunk(images, size):
 
 
 def network(name, data, options, seed):
-    """`resnet<depth>-<width>` or `convnet-<filters>-...`, with the stages `stage1`, ..."""
+    """`resnet<depth>-<width>`, `convnet-<filters>-...` or a name in `kd.models` like `resnet18`.
+
+    All have the stages `stage1`, ...
+    """
     kind, *numbers = name.split("-")
     numbers = [int(number) for number in numbers]
     arguments = {"weight_decay": options.weight_decay, "seed": seed}
     shape, classes = data.x_train.shape[1:], data.num_classes
+    if not numbers:
+        return getattr(kd.models, kind)(shape, classes, **arguments)
     if kind == "convnet":
         return kd.models.convnet(shape, classes, filters=numbers, **arguments)
     depth = int(kind.removeprefix("resnet"))
@@ -164,9 +169,9 @@ def accuracy(model, x, y):
     return float(np.mean(np.argmax(model.predict(x, batch_size=500, verbose=0), axis=-1) == y))
 
 
-def teacher_of(options):
-    """The one teacher, trained on its first use."""
-    path = options.runs / f"losses-{options.data}" / "teacher.keras"
+def teacher_of(options, path=None):
+    """The teacher in a file, by default the one of all methods; trained on its first use."""
+    path = path or options.runs / f"losses-{options.data}" / "teacher.keras"
     if path.exists():
         return keras.models.load_model(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -289,19 +294,19 @@ def rows_of(options):
     return [json.loads(path.read_text()) for path in paths if path.exists()]
 
 
-def lines_of(options, rows, times):
-    """One line per method: mean, deviation, the paired difference to the student alone."""
+def lines_of(options, rows, times, against="student alone"):
+    """One line per method: mean, deviation, the paired difference to one of the methods."""
     each = {}
     for row in rows:
         each.setdefault(row["method"], {})[row["seed"]] = row["test_accuracy"]
-    base, lines = each.get("student alone", {}), []
+    base, lines = each.get(against, {}), []
     for method in (method for method in options.methods if method.name in each):
         found = each[method.name]
         seeds = sorted(found.keys() & base.keys())
         mean, sd = evaluation.summary([found[seed] for seed in seeds])
         line = {"method": method.name, "seeds": len(seeds), "test_mean": mean, "test_sd": sd}
         difference = {"difference": None, "low": None, "high": None, "p": None}
-        if method.name != "student alone" and len(seeds) > 1:
+        if method.name != against and len(seeds) > 1:
             test = evaluation.compare([found[s] for s in seeds], [base[s] for s in seeds])
             difference = {
                 "difference": test.mean_difference,

@@ -88,19 +88,24 @@ class StudentOptimizers(keras.optimizers.MultiOptimizer):
             optimizer.learning_rate = value
 
 
-def label_losses(loss, outputs, trackers):
+def label_losses(loss, outputs, trackers, weights=None):
     """The label loss of each output, in the form that Keras takes.
 
     Args:
         loss: what `compile` was given.
         outputs: the `Outputs` of the students.
         trackers: `{name of an output: metric}`, which follows the output's loss.
+        weights: `loss_weights` as `compile` was given them.
 
     Returns:
-        `loss` itself where there is one student, else a dict.
+        A dict where there are several students, or weights by output; else `loss` itself.
     """
-    if loss is None or not outputs.several:
-        return loss
+    if loss is None:
+        return None
+    if not outputs.several:
+        # Keras gives one loss to all outputs by itself, but not with weights for each.
+        once = isinstance(weights, dict) and outputs.only_keys and not keras.tree.is_nested(loss)
+        return dict.fromkeys(outputs.only_keys, loss) if once else loss
     found = outputs.for_each(loss)
     for name, value in found.items():
         if isinstance(value, dict | list | tuple):
@@ -117,16 +122,33 @@ def label_losses(loss, outputs, trackers):
 
 
 def loss_weights(given, outputs, losses):
-    """Keras's `loss_weights` for the outputs that have a loss."""
-    if given is None or not outputs.several:
+    """Keras's `loss_weights` for the outputs that have a loss.
+
+    Raises:
+        ValueError: a key that is no output's.
+    """
+    if given is None or not (outputs.several or isinstance(given, dict)):
         return given
+    if not outputs.several:
+        unknown = set(given) - set(outputs.only_keys or given)
+        if unknown:
+            raise ValueError(
+                f"`loss_weights` must name outputs of the student, {outputs.only_keys}. "
+                f"Received also: {sorted(unknown)}"
+            )
+        return {key: given.get(key, 1.0) for key in losses} if isinstance(losses, dict) else given
     return {name: v for name, v in outputs.for_each(given).items() if name in (losses or ())}
 
 
 def copied_metrics(metrics, outputs):
     """Metrics for each output and the ensemble; objects are copied, since each counts alone."""
-    found = outputs.for_each(metrics, ensemble=True)
-    return keras.tree.map_structure(_copy_of_metric, found) if outputs.several else metrics
+    if outputs.several:
+        found = outputs.for_each(metrics, ensemble=True)
+    elif outputs.only_keys and metrics is not None and not isinstance(metrics, dict):
+        found = dict.fromkeys(outputs.only_keys, metrics)
+    else:
+        return metrics
+    return keras.tree.map_structure(_copy_of_metric, found)
 
 
 def _copy_of_metric(value):

@@ -295,14 +295,13 @@ class Distiller(KeepsRandomStates, keras.Model):
         given = {"optimizer": optimizer, "loss": loss, "metrics": metrics}
         given |= {"weighted_metrics": weighted_metrics, **kwargs}
         self._compiled_with = compiling.Given(given)
-        losses = compiling.label_losses(loss, self._seen, self._label_losses.by_output)
+        weights = kwargs.pop("loss_weights", None)
+        losses = compiling.label_losses(loss, self._seen, self._label_losses.by_output, weights)
         self._label_losses.use(losses)
-        if "loss_weights" in kwargs:
-            weights = compiling.loss_weights(kwargs["loss_weights"], self._seen, losses)
-            kwargs["loss_weights"] = weights
         super().compile(
             optimizer=compiling.combine(optimizer, self.graph),
             loss=losses,
+            loss_weights=compiling.loss_weights(weights, self._seen, losses),
             metrics=compiling.copied_metrics(metrics, self._seen),
             weighted_metrics=compiling.copied_metrics(weighted_metrics, self._seen),
             **kwargs,

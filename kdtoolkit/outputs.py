@@ -38,6 +38,11 @@ class Outputs:
         return len(self.students) > 1
 
     @property
+    def only_keys(self):
+        """Keys of a single student's outputs, None where it has one."""
+        return None if self.several else self.keys[self.students[0]]
+
+    @property
     def names(self):
         """Names of all outputs of several students, `{name: student}`, without the ensemble.
 

@@ -68,6 +68,18 @@ def _descend(model, path):
     return operation
 
 
+def find_layer(model, path):
+    """The layer that a path names.
+
+    Raises:
+        ValueError: there is none; the message lists near names.
+    """
+    layer = _descend(model, path.partition(":")[0])
+    if layer is None:
+        raise _no_such_layer(model, path)
+    return layer
+
+
 def _listening(operation, original):
     @functools.wraps(original)
     def call(*args, **kwargs):

@@ -75,6 +75,11 @@ PUBLIC = {
     "Ensemble": Settings(
         lambda: kd.Ensemble([dense(4), dense(8, 1)], output="probabilities", name="both")
     ),
+    "TwoViews": Settings(
+        lambda: kd.two_views(
+            dense(4), layers.GaussianNoise(0.1, seed=1), layers.GaussianNoise(0.2, seed=2), "views"
+        )
+    ),
     "PredictionMemory": Settings(
         lambda: kd.sources.PredictionMemory(9, "float16", 0.6, "a", "student", name="memory")
     ),
@@ -107,6 +112,9 @@ PUBLIC = {
     "Tapped": Settings(lambda: kd.tap(dense(4), ["hidden", "logits:input"])),
     "LogProbabilities": Settings(lambda: kd.logits.LogProbabilities(name="log")),
     "FlipShift": Settings(lambda: kd.data.FlipShift(flip=False, shift=2, fill="constant", seed=3)),
+    "CosineRestarts": Settings(
+        lambda: kd.schedules.CosineRestarts(0.2, 9, 3, 2, 0.01, 1.5, 0.5, name="cycles")
+    ),
     "TransferLoss": _loss(kd.losses.TransferLoss),
     "FunctionLoss": _loss(kd.losses.FunctionLoss, function=squared),
     "SoftTargets": _loss(kd.losses.SoftTargets, temperature=2.5, standardise=True),

@@ -1,4 +1,4 @@
-"""Data sets, seeded splits, example ids, augmentation and batches."""
+"""Data sets, seeded splits, example ids, augmentation, mixing and batches."""
 
 from kdtoolkit.data.augment import Augmentation as Augmentation
 from kdtoolkit.data.augment import FlipShift as FlipShift
@@ -7,6 +7,9 @@ from kdtoolkit.data.keys import EXAMPLE_ID as EXAMPLE_ID
 from kdtoolkit.data.keys import INPUTS as INPUTS
 from kdtoolkit.data.keys import strip as strip
 from kdtoolkit.data.keys import with_ids as with_ids
+from kdtoolkit.data.mixing import CutMix as CutMix
+from kdtoolkit.data.mixing import Mixer as Mixer
+from kdtoolkit.data.mixing import Mixup as Mixup
 from kdtoolkit.data.pipeline import ArrayPipeline as ArrayPipeline
 from kdtoolkit.data.pipeline import FollowEpochs as FollowEpochs
 from kdtoolkit.data.record import Dataset as Dataset

@@ -1,4 +1,4 @@
-"""Batches from arrays in memory, shuffled and augmented reproducibly."""
+"""Batches from arrays in memory, shuffled, augmented and mixed reproducibly."""
 
 import math
 
@@ -7,6 +7,7 @@ import numpy as np
 
 from kdtoolkit.data.augment import Augmentation
 from kdtoolkit.data.keys import with_ids
+from kdtoolkit.data.mixing import check_labels, checked_mixers, mix_batch, one_hot
 
 
 class ArrayPipeline(keras.utils.PyDataset):
@@ -31,6 +32,17 @@ class ArrayPipeline(keras.utils.PyDataset):
     there. With the callback `FollowEpochs(pipeline)` the epochs are exactly those of `fit`,
     `initial_epoch` included, and a run that is resumed sees what it would have seen.
 
+    With `mix` the examples of a batch are mixed with each other, after `augment`. Because it
+    happens in the data, teacher and student see the same mixed images. Example i of a batch is
+    mixed with example i - 1, the first with the last, and a batch of one with itself. How a batch
+    is mixed is a function of `(seed, epoch, its index)`, and changes neither the order nor the
+    augmentation. Labels are mixed in the same shares, so they must be `(examples, classes)`, or
+    class numbers with `num_classes`; they become float32. The label loss is then
+    `CategoricalCrossentropy(from_logits=True)`, and validation labels must be one-hot as well
+    (`keras.utils.to_categorical`). Without labels only the images are mixed. Images of 8- or 16-bit
+    integers become float32. A `tf.data.Dataset` is mixed by `keras.layers.MixUp` and
+    `keras.layers.CutMix` in `map`, after `batch`.
+
     Pass `shuffle=False` to `fit`: the pipeline shuffles the examples by itself, and Keras would
     put the finished batches in another order of its own. `steps_per_epoch` must be left out.
 
@@ -40,6 +52,10 @@ class ArrayPipeline(keras.utils.PyDataset):
         batch_size: int >= 1; even with `overlap`.
         sample_weight: array `(examples,)`, or None. Needs `y`.
         augment: an `Augmentation` such as `FlipShift()`, or None.
+        mix: a `Mixer` such as `Mixup()`, or a list of them, of which each batch takes one with
+            equal chances, or None.
+        num_classes: int >= 2: class numbers `y` become one-hot, float32 `(batch, num_classes)`,
+            with `mix` or without. None leaves labels as they are.
         shuffle: bool. False keeps the order of the arrays. Defaults to True.
         seed: int >= 0. Defaults to 0.
         drop_remainder: bool. True leaves out the last batch if it is smaller, so that all batches
@@ -49,8 +65,10 @@ class ArrayPipeline(keras.utils.PyDataset):
 
     Raises:
         ValueError: for arrays of different lengths, a batch size below 1, an odd one with
-            `overlap`, or no batch at all.
-        TypeError: if `x` is not a NumPy array, or `augment` does not have the two methods.
+            `overlap`, or no batch at all; for labels that aren't class numbers below `num_classes`;
+            for `mix` with other labels than said, `sample_weight`, `example_ids` or `overlap`.
+        TypeError: if `x` is not a NumPy array, or `augment` or `mix` does not have its two methods;
+            later, for images that float32 doesn't hold exactly, with `mix`.
 
     Example:
 
@@ -71,6 +89,8 @@ class ArrayPipeline(keras.utils.PyDataset):
         batch_size,
         sample_weight=None,
         augment=None,
+        mix=None,
+        num_classes=None,
         shuffle=True,
         seed=0,
         drop_remainder=False,
@@ -84,6 +104,9 @@ class ArrayPipeline(keras.utils.PyDataset):
         self.sample_weight = None if sample_weight is None else np.asarray(sample_weight)
         self.batch_size = batch_size
         self.augment = augment
+        self.mix = checked_mixers(mix, sample_weight, example_ids, overlap)
+        check_labels(self.y, num_classes, mixed=bool(self.mix))
+        self.num_classes = num_classes
         self.shuffle = shuffle
         self.seed = seed
         self.drop_remainder = drop_remainder
@@ -111,7 +134,7 @@ class ArrayPipeline(keras.utils.PyDataset):
     def __getitem__(self, index):
         if not 0 <= index < len(self):
             raise IndexError(f"Batch {index} of {len(self)}")
-        order, draws = self._epoch_plan()
+        epoch, order, draws = self._epoch_plan()
         start = index * self._step
         rows = order[start : start + self.batch_size]
         x = self.x[rows]
@@ -122,14 +145,20 @@ class ArrayPipeline(keras.utils.PyDataset):
             x = self.augment.apply(x, chosen)
         if self.example_ids:
             x = with_ids(x, rows)
-        labels = (part[rows] for part in (self.y, self.sample_weight) if part is not None)
+        labels = [part[rows] for part in (self.y, self.sample_weight) if part is not None]
+        if self.num_classes is not None:
+            labels[0] = one_hot(labels[0], self.num_classes)
+        if self.mix:
+            # Streams 0 to 2 belong to the order and to the draws of an epoch.
+            generator = np.random.default_rng([self.seed, epoch, 3, index])
+            return mix_batch(self.mix, generator, x, *labels)
         return (x, *labels)
 
     def on_epoch_end(self):
         self.epoch += 1
 
     def _epoch_plan(self):
-        """Order and draws of the whole epoch, one set per visit, made once per epoch.
+        """The epoch, and its order and draws, one set per visit, made once per epoch.
 
         Draws are made for all rows in the order of the arrays, and not batch by batch, so that
         they do not depend on the order or on the batch size.
@@ -148,7 +177,7 @@ class ArrayPipeline(keras.utils.PyDataset):
                 ]
             # One assignment, so that a reader in another thread never sees half a plan.
             self._plan = (epoch, order, draws)
-        return order, draws
+        return epoch, order, draws
 
 
 class FollowEpochs(keras.callbacks.Callback):

@@ -6,7 +6,9 @@ from kdtoolkit.models.convnet import convnet as convnet
 from kdtoolkit.models.convnet import mlp as mlp
 from kdtoolkit.models.deit import deit as deit
 from kdtoolkit.models.deit import distillation_heads as distillation_heads
-from kdtoolkit.models.deit import single_output as single_output
+from kdtoolkit.models.deployed import mean_output as mean_output
+from kdtoolkit.models.deployed import single_output as single_output
+from kdtoolkit.models.exits import attach_exits as attach_exits
 from kdtoolkit.models.resnet import resnet as resnet
 from kdtoolkit.models.resnet import resnet8x4 as resnet8x4
 from kdtoolkit.models.resnet import resnet18 as resnet18

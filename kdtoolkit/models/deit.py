@@ -152,41 +152,6 @@ def distillation_heads(
     return keras.Model(inputs, outputs, name=name or f"{backbone.name}_two_heads")
 
 
-def single_output(model, key, *, name=None):
-    """Returns the part of a model that gives one of its named outputs.
-
-    After training, `single_output(student, "fused")` is what to deploy: a plain model from images
-    to logits, which shares its weights with `student` and leaves out what the output doesn't need.
-
-    Args:
-        model: a functional `keras.Model` whose output is a dict.
-        key: str, one of that dict's keys.
-        name: str, or None for the model's name, `_` and `key`.
-
-    Returns:
-        A functional `keras.Model` with one output.
-
-    Raises:
-        ValueError: if the output isn't a dict, or has no such key.
-
-    Example:
-        >>> from kdtoolkit import models
-        >>> shape = {"width": 12, "depth": 1, "heads": 2, "patch_size": 4}
-        >>> student = models.deit((8, 8, 1), 10, **shape, seed=0)
-        >>> models.single_output(student, "fused").output.shape
-        (None, 10)
-    """
-    outputs = getattr(model, "output", None)
-    if not isinstance(outputs, dict):
-        raise ValueError(
-            "`model` must be a functional model whose output is a dict, such as "
-            f"`kd.models.deit`. Received: {getattr(model, 'name', model)} with output {outputs}"
-        )
-    if key not in outputs:
-        raise ValueError(f"`key` must be one of {sorted(outputs)}. Received: key={key!r}")
-    return keras.Model(model.input, outputs[key], name=name or f"{model.name}_{key}")
-
-
 def _two_heads(tokens, num_classes, indices, fusion, factory):
     """The dict of outputs that read two of the `tokens`."""
     names = (("features", "class"), ("distillation_features", "distillation"))
