@@ -86,7 +86,7 @@ def test_the_network_descends_both_label_losses_and_what_the_views_teach(way):
     for found, value in zip(network.get_weights(), expected, strict=True):
         np.testing.assert_allclose(found, value, atol=2e-6)
     if not labelled:
-        assert distiller.evaluate(x, verbose=0) == pytest.approx(0.0, abs=1e-6)
+        assert distiller.evaluate(x, verbose=0, return_dict=True)["loss"] < 1e-6
 
 
 def test_the_ways_differ_so_that_the_test_above_means_something():
@@ -243,7 +243,7 @@ class Louder(layers.Layer):
 @pytest.mark.parametrize("alone", [False, True])
 def test_augmentation_and_network_know_that_they_train(alone):
     (x, y), network = data(16), dense(8, 0)
-    pipeline = keras.Sequential([Louder(), layers.Rescaling(2.0)])
+    pipeline = keras.Sequential([layers.Identity(), Louder()])
     student = kd.two_views(network, None, pipeline)
     if alone:
         logs = fit(compiled(student), x, dict.fromkeys(NAMES, y), **ONE_BATCH).history
@@ -321,6 +321,7 @@ def squared(source, student):
 def test_in_half_precision_the_loss_is_scaled_and_the_network_learns():
     keras.config.set_dtype_policy("mixed_float16")
     (x, y), network = data(24), linear()
+    keras.config.set_dtype_policy("float32")
     student = kd.two_views(network, None, layers.GaussianNoise(0.5, seed=1))
     assert student.dtype_policy.name == "mixed_float16"
     distiller, start = distill(student), arrays(network)
