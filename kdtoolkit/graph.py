@@ -6,7 +6,7 @@ from keras import ops
 from kdtoolkit import checks, wiring
 from kdtoolkit.sources import Source
 from kdtoolkit.steps import learner, whole
-from kdtoolkit.taps import Taps, output_spec, spec_of, takes_training
+from kdtoolkit.taps import Taps, in_stage, output_spec, spec_of
 
 
 def context_of(labels, sample_weight, example_id, epoch, progress):
@@ -205,10 +205,9 @@ class TransferGraph(keras.layers.Layer):
         """One pass of a network: its view, `{"output": ..., "taps": {path: tensor}}`."""
         layer = self.preprocess(name)
         if layer is not None:
-            # Said outright: Keras's step on JAX gives layers no context to learn it from. A
-            # teacher's view stays as random as its layer is by itself.
+            # A teacher's view stays as random as its layer is by itself.
             learns = name in self.student_names and training is not None
-            x = layer(x, training=training) if learns and takes_training(layer) else layer(x)
+            x = in_stage(layer, x, training) if learns else layer(x)
         return self._raw(name, x, training)
 
     def _read(self, views, name, paths):

@@ -127,6 +127,14 @@ def takes_training(layer):
     return "training" in inspect.signature(layer.call).parameters
 
 
+def in_stage(layer, inputs, training):
+    """Run a layer, told outright whether it trains where it wants to know.
+
+    Keras's step on JAX gives layers no call context to learn it from.
+    """
+    return layer(inputs, training=training) if takes_training(layer) else layer(inputs)
+
+
 class Taps:
     """The inner tensors of one network that somebody reads, from one forward pass.
 

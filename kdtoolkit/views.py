@@ -6,7 +6,7 @@ from keras import ops
 from kdtoolkit import checks
 from kdtoolkit.registry import public
 from kdtoolkit.saving import KeepsRandomStates, random_states
-from kdtoolkit.taps import output_spec, takes_training
+from kdtoolkit.taps import in_stage, output_spec
 
 #: The keys of the output.
 FIRST, SECOND = NAMES = "first", "second"
@@ -65,7 +65,7 @@ class TwoViews(KeepsRandomStates, keras.Model):
         return dict(zip(NAMES, ops.split(self._logits(both, training), 2, axis=0), strict=True))
 
     def _logits(self, x, training):
-        logits = _in_stage(self.model, x, training)
+        logits = in_stage(self.model, x, training)
         _check_single("output", logits)
         return logits
 
@@ -136,13 +136,8 @@ def two_views(model, first, second, name=None):
     return TwoViews(model, first, second, name)
 
 
-def _in_stage(layer, x, training):
-    # Said outright: Keras's step on JAX gives layers no context to learn it from.
-    return layer(x, training=training) if takes_training(layer) else layer(x)
-
-
 def _view(layer, x):
-    return x if layer is None else _in_stage(layer, x, True)
+    return x if layer is None else in_stage(layer, x, True)
 
 
 def _check_single(what, value):

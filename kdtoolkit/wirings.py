@@ -10,6 +10,7 @@ from typing import NamedTuple
 import keras
 
 from kdtoolkit.losses import Hint, SoftTargets
+from kdtoolkit.scalars import checked
 from kdtoolkit.transfer import Transfer
 
 
@@ -35,6 +36,11 @@ class ExitWeights:
     hint: float = 0.03
     teacher: float = 0.9
     teacher_temperature: float = 4.0
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            if value is not None:
+                checked(value, name, "own_exits", minimum=0.0)
 
 
 #: Numbers by where they come from, see `own_exits`.
@@ -115,27 +121,28 @@ def own_exits(model, preset="byot", *, teachers=(), features=None, student="stud
     if preset not in EXIT_PRESETS:
         raise ValueError(f"`preset` must be one of {list(EXIT_PRESETS)}. Received: {preset!r}")
     use = dataclasses.replace(EXIT_PRESETS[preset], **numbers)
+    teachers = [teachers] if isinstance(teachers, str) else list(teachers)
     paths = _features_of(model, features)
-    exits = [key for key in paths if key != "last"]
-    loss_weights = dict.fromkeys(exits, use.labels)
     last = use.last_labels
     if last is None:
         last = 1.0 - use.teacher if teachers else 1.0
-    loss_weights["last"] = last
-    ends = {"source": student, "student": student}
-    edges = []
-    for key in exits:
-        if use.soft:
-            soft = SoftTargets(use.temperature)
-            read = {"source_layer": "last", "student_layer": key}
-            name = f"{key}_soft_targets"
-            edges.append(Transfer(soft, **ends, **read, weight=use.soft, name=name))
-        if use.hint:
-            read = {"source_layer": paths["last"], "student_layer": paths[key]}
-            same = Hint(project=False)
-            name = f"{key}_features"
-            edges.append(Transfer(same, **ends, **read, weight=use.hint, name=name))
+    exits = [key for key in paths if key != "last"]
+    loss_weights = {**dict.fromkeys(exits, use.labels), "last": last}
+    edges = [edge for key in exits for edge in _to_exit(key, paths, use, student)]
     return OwnExits(edges + _from_teachers(teachers, use, student), loss_weights)
+
+
+def _to_exit(key, paths, use, student):
+    """The transfers from the last output and its features to one exit; those of weight 0 aren't."""
+    ends = {"source": student, "student": student}
+    if use.soft:
+        read = {"source_layer": "last", "student_layer": key}
+        soft = SoftTargets(use.temperature)
+        yield Transfer(soft, **ends, **read, weight=use.soft, name=f"{key}_soft_targets")
+    if use.hint:
+        read = {"source_layer": paths["last"], "student_layer": paths[key]}
+        same = Hint(project=False)
+        yield Transfer(same, **ends, **read, weight=use.hint, name=f"{key}_features")
 
 
 def _features_of(model, features):
@@ -152,12 +159,17 @@ def _features_of(model, features):
     paths = {key: f"{layers[key]}:input" for key in [*keys, "last"]}
     if features is not None:
         paths["last"] = features
-    elif not isinstance(model.get_layer(layers["last"]), keras.layers.Dense):
+    elif not _is_dense(model, layers["last"]):
         raise ValueError(
             f"The last output of '{model.name}' comes from '{layers['last']}', expected a dense "
             "layer, whose input are the features. Say with `features` what the classifier reads"
         )
     return paths
+
+
+def _is_dense(model, name):
+    # Not all operations of a graph are layers.
+    return any(isinstance(o, keras.layers.Dense) for o in model.operations if o.name == name)
 
 
 def _from_teachers(teachers, use, student):

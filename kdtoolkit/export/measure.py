@@ -18,9 +18,7 @@ from kdtoolkit.export.verify import reference
 _ROUNDS = 5
 
 
-def measure(
-    networks, directory, x, y, *, overwrite=False, num_threads=1, runs=50, **options
-):
+def measure(networks, directory, x, y, *, overwrite=False, num_threads=1, runs=50, **options):
     """Export classifiers to `.tflite` files and measure each file on the same test data.
 
     What counts on a device is the file: its size, its accuracy, its time. Of an anytime network,
