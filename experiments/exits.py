@@ -8,6 +8,7 @@ The study is Han Beomseok, 2022: a ResNet-18 on CIFAR-100 alone, taught by one o
 itself, and by both. Its taught rows had mixup and its baseline did not, so "baseline + mixup" is a
 row here; and exits that learn from labels alone (deep supervision) are one, since most of what own
 exits bring may come from there. "function matching" has no labels, and more images without them.
+"two views" are two augmentations of each image that teach each other, for twice the work in a step.
 
 A seed decides the first weights, the images and their order; all methods share them, so differences
 are compared in pairs. All numbers are of the last epoch. Every number of a preset is an argument.
@@ -93,6 +94,8 @@ class Method:
         exits: a preset of `kd.wirings.own_exits`, or None for a network without exits.
         teacher: which of the two teachers, from 0, or None.
         labels: whether it learns from labels; without, from more images.
+        views: whether it reads two augmented views of each image, and whether they teach each
+            other: "both" or "labels alone", or None for one view.
     """
 
     name: str
@@ -100,6 +103,7 @@ class Method:
     exits: str | None = None
     teacher: int | None = None
     labels: bool = True
+    views: str | None = None
 
 
 METHODS = [
@@ -113,6 +117,8 @@ METHODS = [
     Method("offline + self, teacher 1", exits="byot", teacher=0),
     Method("offline + self, teacher 2", exits="byot", teacher=1),
     Method("function matching, teacher 2", teacher=1, labels=False),
+    Method("two views, labels alone", mixup=False, views="labels alone"),
+    Method("two views", mixup=False, views="both"),
 ]
 
 
@@ -129,14 +135,19 @@ def load(options, method, seed):
     return data, more.x_train
 
 
-def pipeline(options, method, data, images, seed):
+def augmentation(options, seed=None):
     shift = max(1, options.size // 8)
+    return kd.data.FlipShift(flip=options.data != "digits", shift=shift, seed=seed)
+
+
+def pipeline(options, method, data, images, seed):
     return kd.data.ArrayPipeline(
         images,
         data.y_train if method.labels else None,
         batch_size=options.batch,
         num_classes=data.num_classes if method.labels else None,
-        augment=kd.data.FlipShift(flip=options.data != "digits", shift=shift),
+        # Two views are made in front of the network.
+        augment=None if method.views else augmentation(options),
         # Function matching mixes harder, as its authors do.
         mix=kd.data.Mixup(options.mixup if method.labels else 1.0) if method.mixup else None,
         seed=seed,
@@ -155,6 +166,12 @@ def teacher_of(options, number):
 
 def distiller_of(options, method, network, seed):
     """The distiller of a row and the weights of its label losses."""
+    if method.views:
+        # Half of everything, so that the learning rate means what it does for one view.
+        edges = kd.wirings.views(weight=0.5) if method.views == "both" else []
+        layers = [augmentation(options, 2 * seed + number) for number in (0, 1)]
+        student = kd.two_views(network, *layers)
+        return kd.Distiller(student=student, transfers=edges), {"first": 0.5, "second": 0.5}
     teacher = None if method.teacher is None else teacher_of(options, method.teacher)
     if method.exits:
         student = kd.attach_exits(
@@ -198,16 +215,16 @@ def run(options, method, seed):
     distiller.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=follow)
     seconds = time.process_time() - started
     row = {"method": method.name, "seed": seed, "cpu_seconds": seconds}
-    return row | measures(distiller.student, network, data)
+    return row | measures(distiller.student if method.exits else None, network, data)
 
 
 def measures(student, network, data):
-    """Accuracies of the network, of each exit, and of all together."""
+    """Accuracies of the network, of each exit of the student, and of all together."""
     found = {
         "test_accuracy": losses.accuracy(network, data.x_test, data.y_test),
         "val_accuracy": losses.accuracy(network, data.x_val, data.y_val),
     }
-    if student is network:
+    if student is None:
         return found
     said = student.predict(data.x_test, batch_size=500, verbose=0)
     heads = {key: np.mean(np.argmax(z, axis=-1) == data.y_test) for key, z in said.items()}
