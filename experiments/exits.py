@@ -190,7 +190,7 @@ def distiller_of(options, method, network, seed):
 
 def schedule_of(options, steps, epochs):
     """A line up to the learning rate, then a cosine to 0."""
-    warmup = round(options.warmup / options.epochs * epochs * steps)
+    warmup = round(min(options.warmup / options.epochs, 0.5) * epochs * steps)
     return keras.optimizers.schedules.CosineDecay(
         0.0, epochs * steps - warmup, warmup_target=options.learning_rate, warmup_steps=warmup
     )

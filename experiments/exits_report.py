@@ -18,7 +18,7 @@ def write(options, rows):
     start = options.out / f"exits_{options.data}"
     options.out.mkdir(parents=True, exist_ok=True)
     # All rows get all columns, whichever heads a network has.
-    columns = dict.fromkeys(key for row in rows for key in row)
+    columns = dict.fromkeys([*(key for row in rows for key in row), "ensemble_accuracy"])
     rows = [{key: row.get(key) for key in columns} for row in rows]
     evaluation.write_csv(rows, f"{start}_runs.csv", overwrite=True)
     lines = [line for base in BASES for line in lines_of(options, rows, base)]
@@ -55,9 +55,10 @@ def lines_of(options, rows, base):
 
 def table_of(lines, options):
     heads = [key for key in lines[0] if key.startswith("exit")]
-    columns = ("Row", *heads, "Own", "All", *(f"− {base}, p (Holm)" for base in BASES), "Time")
+    columns = ("Row", *heads, "Own", "All", "Gain", "Over mixup", "Time")
     title = f"{options.data}: test accuracy in % of {options.student}, last epoch"
-    table = Table(*[name.removesuffix("_accuracy") for name in columns], title=title)
+    caption = f"Gain: over '{BASES[0]}' and over '{BASES[1]}', points and p after Holm"
+    table = Table(*[c.removesuffix("_accuracy") for c in columns], title=title, caption=caption)
     by_base = {(line["against"], line["method"]): line for line in lines}
     for line in (line for line in lines if line["against"] == BASES[0]):
         cells = [line["method"], *(_percent(line[head]) for head in heads)]
@@ -75,7 +76,7 @@ def _percent(value):
 def _difference(line):
     if line["difference"] is None:
         return ""
-    return f"{100 * line['difference']:+.2f}, {line['p']:.3f} ({line['p_holm']:.3f})"
+    return f"{100 * line['difference']:+.2f} ({line['p_holm']:.3f})"
 
 
 def figure(rows, lines, options):
