@@ -21,7 +21,10 @@ def write(options, rows):
     columns = dict.fromkeys([*(key for row in rows for key in row), "ensemble_accuracy"])
     rows = [{key: row.get(key) for key in columns} for row in rows]
     evaluation.write_csv(rows, f"{start}_runs.csv", overwrite=True)
-    lines = [line for base in BASES for line in lines_of(options, rows, base)]
+    bases = [base for base in BASES if base in {row["method"] for row in rows}]
+    if not bases:
+        raise SystemExit(f"Nothing to compare with. Run one of {BASES} too, or use --no-report.")
+    lines = [line for base in bases for line in lines_of(options, rows, base)]
     evaluation.write_csv(lines, f"{start}.csv", overwrite=True)
     with draft_of(f"{start}.png", True) as draft:
         figure(rows, lines, options).savefig(draft, dpi=110)
@@ -60,11 +63,11 @@ def table_of(lines, options):
     caption = f"Gain: over '{BASES[0]}' and over '{BASES[1]}', points and p after Holm"
     table = Table(*[c.removesuffix("_accuracy") for c in columns], title=title, caption=caption)
     by_base = {(line["against"], line["method"]): line for line in lines}
-    for line in (line for line in lines if line["against"] == BASES[0]):
+    for line in (line for line in lines if line["against"] == lines[0]["against"]):
         cells = [line["method"], *(_percent(line[head]) for head in heads)]
         cells.append(f"{100 * line['test_mean']:.2f} ± {100 * line['test_sd']:.2f}")
         cells.append(_percent(line["ensemble_accuracy"]))
-        cells += [_difference(by_base[(base, line["method"])]) for base in BASES]
+        cells += [_difference(by_base.get((base, line["method"]))) for base in BASES]
         table.add_row(*cells, "" if line["time"] is None else f"{line['time']:.2f}")
     return table
 
@@ -74,7 +77,7 @@ def _percent(value):
 
 
 def _difference(line):
-    if line["difference"] is None:
+    if line is None or line["difference"] is None:
         return ""
     return f"{100 * line['difference']:+.2f} ({line['p_holm']:.3f})"
 
@@ -85,16 +88,18 @@ def figure(rows, lines, options):
 
     picture = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = picture.subplots(1, 2)
-    drawn = [line for line in lines if line["against"] == BASES[0] and line["low"] is not None]
+    base = lines[0]["against"]
+    lines = [line for line in lines if line["against"] == base]
+    drawn = [line for line in lines if line["low"] is not None]
     for place, line in enumerate(reversed(drawn)):
         left.plot([100 * line["low"], 100 * line["high"]], [place, place], color="0.6", zorder=1)
         left.scatter(100 * line["difference"], place, color="tab:blue", zorder=2)
     left.axvline(0, color="0.3", linewidth=1)
     left.set_yticks(range(len(drawn)), [line["method"] for line in reversed(drawn)])
-    left.set_xlabel(f"test accuracy minus {BASES[0]} (points), 95 % interval")
+    left.set_xlabel(f"test accuracy minus {base} (points), 95 % interval")
     heads = heads_of(rows)
     names = ["own" if h == "test_accuracy" else h.removesuffix("_accuracy") for h in heads]
-    for line in (line for line in lines if line["against"] == BASES[0]):
+    for line in lines:
         if line["ensemble_accuracy"] is not None:
             means = [line["test_mean"] if h == "test_accuracy" else line[h] for h in heads]
             right.plot(names, [100 * mean for mean in means], marker="o", label=line["method"])
