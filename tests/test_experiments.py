@@ -60,6 +60,42 @@ def test_mutual_learning_ends_in_rows_noise_and_a_picture(tmp_path, monkeypatch,
     assert "dml-deit" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["offline + self, teacher 1", "two views"])
+def test_rows_of_own_exits_run(name, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    exits = importlib.import_module("exits")
+    command = ["digits", "--seeds", "1", "--epochs", "1", "--max-train", "64", "--methods", name]
+    command += ["--teacher-epochs", "1", "--runs", str(tmp_path), "--no-report"]
+    exits.main(command)
+    (row,) = exits.rows_of(exits.parse(command))
+    assert row["method"] == name and 0 <= row["test_accuracy"] <= 1
+    assert ("exit2_accuracy" in row) is ("ensemble_accuracy" in row) is name.startswith("offline")
+
+
+def test_own_exits_end_in_lines_and_a_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    monkeypatch.setenv("COLUMNS", "120")
+    exits, report = (importlib.import_module(name) for name in ("exits", "exits_report"))
+    accuracies = {"baseline": (0.5, 0.6), "self": (0.7, 0.6), "baseline + mixup": (0.4, 0.5)}
+    rows = [
+        {"method": method, "seed": seed, "cpu_seconds": 2.0 if method == "self" else 1.0}
+        | {"test_accuracy": value, "val_accuracy": value}
+        | ({"exit1_accuracy": value / 2, "ensemble_accuracy": 1.0} if method == "self" else {})
+        for method, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+    report.write(exits.parse(["digits", "--methods", *accuracies, "--out", str(tmp_path)]), rows)
+    lines = read_csv(tmp_path / "exits_digits.csv")
+    found = {(line["against"], line["method"]): line for line in lines}
+    assert found["baseline", "self"]["difference"] == pytest.approx(0.1)
+    assert found["baseline + mixup", "self"]["difference"] == pytest.approx(0.2)
+    assert found["baseline", "self"]["exit1_accuracy"] == pytest.approx(0.325)
+    assert found["baseline", "self"]["time"] == pytest.approx(2.0)
+    assert found["baseline", "baseline"]["exit1_accuracy"] is None
+    assert (tmp_path / "exits_digits.png").stat().st_size > 5_000
+    assert "self" in capsys.readouterr().out
+
+
 def test_every_method_of_the_comparison_names_a_loss_that_exists(monkeypatch):
     monkeypatch.syspath_prepend(EXPERIMENTS)
     methods = importlib.import_module("loss_methods").METHODS

@@ -29,3 +29,5 @@ from kdtoolkit.evaluation.statistics import Comparison as Comparison
 from kdtoolkit.evaluation.statistics import compare as compare
 from kdtoolkit.evaluation.statistics import holm as holm
 from kdtoolkit.evaluation.statistics import summary as summary
+from kdtoolkit.evaluation.tradeoff import pareto_front as pareto_front
+from kdtoolkit.evaluation.tradeoff import plot_tradeoff as plot_tradeoff

@@ -6,6 +6,7 @@ is called: `pip install "kdtoolkit[export]"`.
 
 from kdtoolkit.export.examples import TensorInfo
 from kdtoolkit.export.limits import ExportMismatchError
+from kdtoolkit.export.measure import measure
 from kdtoolkit.export.pipeline import litert
 from kdtoolkit.export.report import ExportReport
 from kdtoolkit.export.run import Latency, LiteRTModel, latency
@@ -25,4 +26,5 @@ __all__ = [
     "inspect",
     "latency",
     "litert",
+    "measure",
 ]

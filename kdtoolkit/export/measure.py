@@ -81,10 +81,8 @@ def measure(networks, directory, x, y, *, overwrite=False, num_threads=1, runs=5
         _check_network(name, network, x, y)
     with tempfile.TemporaryDirectory(prefix=".measure-", dir=directory) as folder:
         drafts = {name: Path(folder, path.name) for name, path in paths.items()}
-        reports = {
-            name: litert(networks[name], draft, num_threads=num_threads, **options)
-            for name, draft in drafts.items()
-        }
+        options["num_threads"] = num_threads
+        reports = {name: _export(name, networks[name], drafts[name], options) for name in drafts}
         times = _in_turns(drafts, num_threads, runs)
         rows = [
             _row(name, paths[name], reports[name])
@@ -96,6 +94,14 @@ def measure(networks, directory, x, y, *, overwrite=False, num_threads=1, runs=5
         for name, draft in drafts.items():
             os.replace(draft, paths[name])
     return rows
+
+
+def _export(name, network, path, options):
+    try:
+        return litert(network, path, **options)
+    except Exception as error:
+        error.add_note(f"This was the export of network '{name}'.")
+        raise
 
 
 def _row(name, path, report):
