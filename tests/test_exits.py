@@ -113,8 +113,10 @@ def inputs_of(model, examples=6):
 # The graph ------------------------------------------------------------------------------------
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.core] * (n in ("nested", "composite"))) for n in NETWORKS],
+)
 def test_the_network_is_left_as_it_is_and_shares_its_weights(name):
     make, paths = NETWORKS[name]
     network = make()
@@ -179,6 +181,21 @@ def test_inner_layers_train_as_they_did_in_the_nested_model(frozen):
     assert not frozen or not {id(v) for v in body.variables} & {
         id(v) for v in student.trainable_variables
     }
+
+
+def test_networks_of_keras_applications_have_exits():
+    body = keras.applications.MobileNetV2((32, 32, 1), alpha=0.35, include_top=False, weights=None)
+    parts = [layers.GlobalAveragePooling2D(), layers.Dropout(0.1), layers.Dense(CLASSES)]
+    network = keras.Sequential([keras.Input((32, 32, 1)), layers.Rescaling(1 / 255), body, *parts])
+    paths = [f"{body.name}/block_2_add", f"{body.name}/block_5_add"]
+    student = kd.attach_exits(network, paths, bottleneck="separable", seed=0)
+    x = inputs_of(network, 2)
+    np.testing.assert_array_equal(array(student(x)["last"]), array(network(x)))
+    early = kd.models.single_output(student, "exit1")
+    assert early.count_params() < network.count_params() / 2
+    np.testing.assert_allclose(array(early(x)), array(student(x)["exit1"]), atol=1e-6)
+    edges, _ = wirings.own_exits(student)
+    assert kd.Distiller(student=student, transfers=edges).graph.built
 
 
 def test_features_have_the_width_that_the_classifier_reads():
@@ -403,11 +420,11 @@ def test_a_saved_run_goes_on_to_the_bit(tmp_path):
     edges, weights = wirings.own_exits(student)
     distiller = kd.Distiller(student=student, transfers=edges)
     distiller.compile("adam", support.crossentropy(), loss_weights=weights, metrics=["accuracy"])
-    support.fit(distiller, x, y)
+    support.fit(distiller, x, y, shuffle=False)
     distiller.save(tmp_path / "run.keras")
     loaded = keras.models.load_model(tmp_path / "run.keras")
-    support.fit(distiller, x, y)
-    support.fit(loaded, x, y)
+    support.fit(distiller, x, y, shuffle=False)
+    support.fit(loaded, x, y, shuffle=False)
     for first, second in zip(support.arrays(distiller), support.arrays(loaded), strict=True):
         np.testing.assert_array_equal(first, second)
 

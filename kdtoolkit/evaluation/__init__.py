@@ -4,6 +4,9 @@ Importing this package needs nothing but NumPy. The functions that need more say
 called: `pip install "kdtoolkit[plot]"`.
 """
 
+from kdtoolkit.evaluation.calibration import calibration as calibration
+from kdtoolkit.evaluation.calibration import plot_reliability as plot_reliability
+from kdtoolkit.evaluation.calibration import reliability as reliability
 from kdtoolkit.evaluation.display import generations_figure as generations_figure
 from kdtoolkit.evaluation.display import plot_generations as plot_generations
 from kdtoolkit.evaluation.display import print_table as print_table

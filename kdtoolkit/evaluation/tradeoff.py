@@ -1,6 +1,7 @@
 """Accuracy against what it costs: time, or size."""
 
-import numpy as np
+import math
+import numbers
 
 from kdtoolkit.evaluation.extras import require
 from kdtoolkit.evaluation.files import write_figure
@@ -80,16 +81,16 @@ def plot_tradeoff(rows, path=None, *, x="latency_ms", title=None, overwrite=Fals
     if x not in _COSTS:
         raise ValueError(f"`x` must be one of {list(_COSTS)}. Received: x={x!r}")
     ends = ("latency_min_ms", "latency_p95_ms") if x == "latency_ms" else (x, x)
-    rows = _checked(rows, ("model", "test_accuracy", x, *ends))
+    rows = _checked(rows, ("test_accuracy", x, *ends))
+    best = pareto_front(rows, x)
     label, unit = _COSTS[x]
     figure = require("matplotlib.figure").Figure(figsize=(6.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    best = pareto_front(rows, x)
-    axes.plot(*_points(best, x, unit), color="C0", alpha=0.5, zorder=1)
+    axes.plot(*_points(best, x, unit), color="C0", alpha=0.4)
     for row in rows:
-        _draw(axes, row, x, ends, unit, "C0" if row in best else "0.5")
-    axes.set_xlim(left=0)
-    axes.margins(y=0.15)
+        color, side = ("C0", -1) if row in best else ("0.5", 1)
+        _draw(axes, row, x, ends, unit, color, side)
+    axes.margins(0.15)
     axes.set_xlabel(label)
     axes.set_ylabel("Test accuracy (%)")
     axes.grid(alpha=0.3)
@@ -99,3 +100,33 @@ def plot_tradeoff(rows, path=None, *, x="latency_ms", title=None, overwrite=Fals
     if path is not None:
         write_figure(figure, path, overwrite)
     return figure
+
+
+def _draw(axes, row, x, ends, unit, color, side):
+    """A point with a line through it, and its name on the side that the best leave free."""
+    (middle,), (accuracy,) = _points([row], x, unit)
+    axes.plot([row[end] / unit for end in ends], [accuracy] * 2, color=color, linewidth=0.8)
+    axes.plot(middle, accuracy, "o", color=color)
+    place = {"xytext": (6 * side, -8 * side), "textcoords": "offset points"}
+    across = {"ha": "left" if side > 0 else "right", "va": "center"}
+    axes.annotate(str(row["model"]), (middle, accuracy), **place, **across)
+
+
+def _points(rows, x, unit):
+    return [row[x] / unit for row in rows], [100 * row["test_accuracy"] for row in rows]
+
+
+def _checked(rows, keys):
+    """The rows as a list, if each has a finite number under each of the keys."""
+    rows = list(rows)
+    if not rows:
+        raise ValueError("There must be rows to compare. Received: none")
+    for number, row in enumerate(rows):
+        for key in keys:
+            value = row.get(key)
+            if not isinstance(value, numbers.Real) or not math.isfinite(value):
+                raise ValueError(
+                    f"Each row must have a finite number `{key}`, as those of `kd.export.measure`. "
+                    f"Received: {value!r} in row {number}"
+                )
+    return rows
