@@ -7,8 +7,9 @@
 The study is Han Beomseok, 2022: a ResNet-18 on CIFAR-100 alone, taught by one of two teachers, by
 itself, and by both. Its taught rows had mixup and its baseline did not, so "baseline + mixup" is a
 row here; and exits that learn from labels alone (deep supervision) are one, since most of what own
-exits bring may come from there. "function matching" has no labels, and more images without them.
-"two views" are two augmentations of each image that teach each other, for twice the work in a step.
+exits bring may come from there. "function matching" has no labels, and more images without them
+where the preset has some. "two views" are two augmentations of each image that teach each other,
+for twice the work in a step.
 
 A seed decides the first weights, the images and their order; all methods share them, so differences
 are compared in pairs. All numbers are of the last epoch. Every number of a preset is an argument.

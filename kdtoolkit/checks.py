@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from kdtoolkit.data.keys import is_arrays, strip
+from kdtoolkit.outputs import layer_names
 from kdtoolkit.progress import LastCallback, TeacherPolicy
 from kdtoolkit.sources.numbering import with_example_ids
 from kdtoolkit.steps import placed
@@ -15,15 +16,21 @@ PROBABILITIES = (
 )
 
 
-def ends_in_softmax(model):
-    """Whether the output of a functional or Sequential model is a softmax or sigmoid.
+def ends_in_softmax(model, key=None):
+    """Whether an output of a functional or Sequential model is a softmax or sigmoid.
 
     What a subclassed model returns shows only in its values, see `check_values`.
+
+    Args:
+        model: a `keras.Model`.
+        key: which output, where they are a dict; None for any.
     """
     if isinstance(model, keras.Sequential):
         last = model.layers[-1:]
     else:
         names = getattr(model, "output_names", [])
+        if names and key is not None:
+            names = [layer_names(model)[key]]
         last = [layer for layer in model.layers if layer.name in names]
     squashing = (keras.activations.softmax, keras.activations.sigmoid)
     return any(
@@ -34,9 +41,9 @@ def ends_in_softmax(model):
     )
 
 
-def check_logits(name, model):
-    """Raise a ValueError if the model is built to return probabilities."""
-    if ends_in_softmax(model):
+def check_logits(name, model, key=None):
+    """Raise a ValueError if the model is built to return probabilities, for one key or for any."""
+    if ends_in_softmax(model, key):
         raise ValueError(f"'{name}' ({model.name}) {PROBABILITIES}")
 
 
@@ -95,7 +102,7 @@ def check_input_shapes(nodes, preprocessed):
     shapes = {n: tuple(s.shape) for n, s in specs.items() if isinstance(s, keras.KerasTensor)}
     for other, shape in shapes.items():
         first = next(iter(shapes))
-        if not _compatible(shapes[first], shape):
+        if not compatible(shapes[first], shape):
             raise ValueError(
                 f"'{first}' reads inputs of shape {shapes[first]} and '{other}' of shape {shape}, "
                 "expected the same. Give one of them its own view of the batch, for instance "
@@ -103,7 +110,8 @@ def check_input_shapes(nodes, preprocessed):
             )
 
 
-def _compatible(first, second):
+def compatible(first, second):
+    """Whether two shapes may be one, with None for sizes that aren't known."""
     same_rank = len(first) == len(second)
     return same_rank and all(None in (a, b) or a == b for a, b in zip(first, second, strict=True))
 

@@ -144,11 +144,17 @@ def copied_metrics(metrics, outputs):
     """Metrics for each output and the ensemble; objects are copied, since each counts alone."""
     if outputs.several:
         found = outputs.for_each(metrics, ensemble=True)
-    elif outputs.only_keys and metrics is not None and not isinstance(metrics, dict):
+    elif outputs.only_keys and metrics is not None and not _by_output(metrics):
         found = dict.fromkeys(outputs.only_keys, metrics)
     else:
         return metrics
     return keras.tree.map_structure(_copy_of_metric, found)
+
+
+def _by_output(metrics):
+    """Whether metrics are given for each output, as Keras also takes them in a list."""
+    parts = metrics if isinstance(metrics, list | tuple) else ()
+    return isinstance(metrics, dict) or any(p is None or isinstance(p, list | tuple) for p in parts)
 
 
 def _copy_of_metric(value):

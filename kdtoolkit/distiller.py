@@ -280,7 +280,8 @@ class Distiller(KeepsRandomStates, keras.Model):
             optimizer: an optimizer for all students, or a dict `{student name: optimizer}`.
             loss: the label loss, anything that Keras takes, for each student; or a dict
                 `{student name: loss}`. `None` (default) trains without labels.
-            metrics, weighted_metrics: as in Keras; each student gets its own copies.
+            metrics, weighted_metrics: as in Keras; each student gets its own copies, and so does
+                each output of a student whose output is a dict.
             **kwargs: passed on to `keras.Model.compile`.
 
         Raises:

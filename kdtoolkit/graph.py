@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from kdtoolkit import checks, wiring
+from kdtoolkit.outputs import keys_of
 from kdtoolkit.sources import Source
 from kdtoolkit.steps import learner, whole
 from kdtoolkit.taps import Taps, in_stage, output_spec, spec_of
@@ -142,6 +143,8 @@ class TransferGraph(keras.layers.Layer):
         checks.check_input_shapes(nodes, seeing)
         for name in self.logit_nodes:
             checks.check_logits(name, nodes[name])
+        for name, key in self._logit_outputs():
+            checks.check_logits(name, nodes[name], key)
         specs = {name: checks.input_spec(model) for name, model in nodes.items()}
         if all(spec is not None for spec in specs.values()):
             self._connect(self._raw, specs)
@@ -151,6 +154,12 @@ class TransferGraph(keras.layers.Layer):
         """Names of the networks whose output some transfer reads as logits."""
         ends = [end for e in self.edges if e.transfer.reads_logits for end in e.ends]
         return sorted({name for name, paths in ends if None in paths and name in self._taps})
+
+    def _logit_outputs(self):
+        """`(name of a network, key of its output)` of what transfers read as logits."""
+        ends = [end for e in self.edges if e.transfer.reads_logits for end in e.ends]
+        ends = [(name, path) for name, paths in ends for path in paths if name in self._taps]
+        return [(name, path) for name, path in ends if path in (keys_of(self.network(name)) or ())]
 
     def connect(self, x):
         """Connect networks whose shapes only the first batch tells (subclassed models)."""

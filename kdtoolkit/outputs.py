@@ -9,9 +9,19 @@ ENSEMBLE = "ensemble"
 
 
 def keys_of(model):
-    """Keys of a functional model's outputs if they are a dict, else None."""
+    """Keys of a model's outputs if they are a dict and known before it runs, else None."""
+    known = getattr(model, "output_keys", None)
+    if known:
+        return list(known)
     outputs = getattr(model, "output", None) if getattr(model, "inputs", None) else None
     return list(outputs) if isinstance(outputs, dict) else None
+
+
+def layer_names(model):
+    """`{key: name of the layer that gives it}` for a functional model whose output is a dict."""
+    # Keras names the layers of a dict's outputs in the order of its flat form.
+    keys = keras.tree.flatten({key: key for key in model.output})
+    return dict(zip(keys, model.output_names, strict=True))
 
 
 class Outputs:

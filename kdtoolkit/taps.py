@@ -20,7 +20,7 @@ import keras
 from kdtoolkit.registry import public
 
 _LOCK = threading.Lock()
-_LISTENERS = {}
+_AROUND = {}
 
 
 def _children(operation):
@@ -32,6 +32,8 @@ def _children(operation):
     else:
         # `layers` is public on models only; composite layers hold theirs behind this method.
         found = operation._flatten_layers(include_self=False, recursive=False)
+    # What was wrapped to be read is still found where it was.
+    found = [child.model if isinstance(child, Tapped) else child for child in found]
     named = {id(child): child for child in found}
     attributes = {
         key: value
@@ -41,16 +43,17 @@ def _children(operation):
     return {**attributes, **{child.name: child for child in found}}
 
 
-def _walk(operation, prefix="", seen=()):
+def walk(operation, prefix="", seen=()):
+    """`(path, layer)` of all that is inside, under each of its names."""
     for name, child in _children(operation).items():
         if id(child) in seen:
             continue
-        yield prefix + name
-        yield from _walk(child, f"{prefix}{name}/", (*seen, id(child)))
+        yield prefix + name, child
+        yield from walk(child, f"{prefix}{name}/", (*seen, id(child)))
 
 
 def _no_such_layer(model, path):
-    known = list(dict.fromkeys(_walk(model)))
+    known = list(dict.fromkeys(path for path, _ in walk(model)))
     leaf = path.rsplit("/", 1)[-1]
     near = [name for name in known if name.rsplit("/", 1)[-1] == leaf]
     near += difflib.get_close_matches(path, known, n=5, cutoff=0.4)
@@ -80,46 +83,64 @@ def find_layer(model, path):
     return layer
 
 
-def _listening(operation, original):
+def _guarded(operation, original):
     @functools.wraps(original)
     def call(*args, **kwargs):
-        output = original(*args, **kwargs)
-        for listener in _LISTENERS.get(id(operation), ()):
-            listener(id(operation), args, kwargs, output)
-        return output
+        run = original
+        for around in tuple(_AROUND.get(id(operation), ())):
+            run = functools.partial(around, operation, run)
+        return run(*args, **kwargs)
 
     return call
 
 
 @contextlib.contextmanager
-def _recording(operations):
-    """Collect `(first argument, output)` of every call that this thread makes to `operations`.
+def around_calls(operations, function):
+    """Each call that this thread makes to `operations` becomes `function(operation, call, ...)`.
 
-    Replicas trace the same layers in threads of their own and may take turns, so a listener keeps
-    to its thread, and the layer's own `call` comes back when the last listener leaves.
+    `call` with the arguments that follow is what would have run. Replicas trace the same layers in
+    threads of their own and may take turns, so each thread keeps to its own calls, and the layer's
+    own `call` comes back when the last one leaves.
+
+    Args:
+        operations: list of layers and other operations, each once.
+        function: what runs in their place.
     """
-    calls = {id(operation): [] for operation in operations}
     thread = threading.get_ident()
 
-    def listener(key, args, kwargs, output):
-        if threading.get_ident() == thread:
-            first = args[0] if args else next(iter(kwargs.values()), None)
-            calls[key].append((first, output))
+    def around(operation, call, *args, **kwargs):
+        own = threading.get_ident() == thread
+        return function(operation, call, *args, **kwargs) if own else call(*args, **kwargs)
 
     # `vars(...)` instead of setattr: Keras tracks what is set on a layer, and this is no state.
     with _LOCK:
         for operation in operations:
-            if not _LISTENERS.setdefault(id(operation), []):
-                vars(operation)["call"] = _listening(operation, operation.call)
-            _LISTENERS[id(operation)].append(listener)
+            if not _AROUND.setdefault(id(operation), []):
+                vars(operation)["call"] = _guarded(operation, operation.call)
+            _AROUND[id(operation)].append(around)
     try:
-        yield calls
+        yield
     finally:
         with _LOCK:
             for operation in operations:
-                _LISTENERS[id(operation)].remove(listener)
-                if not _LISTENERS[id(operation)]:
-                    del _LISTENERS[id(operation)], vars(operation)["call"]
+                _AROUND[id(operation)].remove(around)
+                if not _AROUND[id(operation)]:
+                    del _AROUND[id(operation)], vars(operation)["call"]
+
+
+@contextlib.contextmanager
+def _recording(operations):
+    """Collect `(first argument, output)` of every call that this thread makes to `operations`."""
+    calls = {id(operation): [] for operation in operations}
+
+    def record(operation, call, *args, **kwargs):
+        output = call(*args, **kwargs)
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        calls[id(operation)].append((first, output))
+        return output
+
+    with around_calls(operations, record):
+        yield calls
 
 
 def takes_training(layer):
@@ -148,20 +169,20 @@ class Taps:
         self.paths = tuple(dict.fromkeys(paths))
         self._kwargs = ("training",) if takes_training(model) else ()
 
-    def __call__(self, inputs, training=None):
+    def __call__(self, inputs, *args, training=None, **kwargs):
         """Run the network once. Returns `(output, {path: tensor})`.
 
         Raises:
             ValueError: a path names neither a layer nor a key of the output, or its layer doesn't
                 run exactly once in the pass.
         """
-        kwargs = {name: training for name in self._kwargs}
+        kwargs.update((name, training) for name in self._kwargs)
         if not self.paths:
-            return self.model(inputs, **kwargs), {}
+            return self.model(inputs, *args, **kwargs), {}
         layers = self._layers(inputs)
         unique = list({id(layer): layer for layer in layers.values()}.values())
         with _recording(unique) as calls:
-            output = self.model(inputs, **kwargs)
+            output = self.model(inputs, *args, **kwargs)
         read = {}
         for path in self.paths:
             if path in layers:
@@ -238,14 +259,25 @@ class Tapped(keras.Model):
     """A model that returns its inner tensors beside its output. See `tap`."""
 
     def __init__(self, model, layers, name=None, **kwargs):
-        super().__init__(name=name or f"{model.name}_tapped", **kwargs)
+        # The model casts its inputs by itself, by its own policy.
+        super().__init__(name=name or f"{model.name}_tapped", autocast=False, **kwargs)
         self.model = model
         self.paths = list(layers)
         self._taps = Taps(model, layers)
+        self.supports_masking = True
 
-    def call(self, inputs, training=None):
-        output, read = self._taps(inputs, training=training)
+    def call(self, inputs, *args, training=None, **kwargs):
+        output, read = self._taps(inputs, *args, training=training, **kwargs)
         return {"output": output, **read}
+
+    def compute_mask(self, inputs, previous_mask):
+        passed = self.model.supports_masking
+        mask = self.model.compute_mask(inputs, previous_mask) if passed else None
+        return {"output": mask, **dict.fromkeys(self.paths)}
+
+    def get_build_config(self):
+        # The model inside builds itself; Keras can't do it for several inputs.
+        return None
 
     def get_config(self):
         model = keras.saving.serialize_keras_object(self.model)

@@ -35,7 +35,10 @@ class TwoViews(KeepsRandomStates, keras.Model):
             _check_single("input", spec)
             self.build(spec.shape)
 
-    # As functional models have them, so that the names of the outputs are known before a batch.
+    # So that the names of the outputs are known before a batch.
+    output_keys = NAMES
+
+    # As functional models have them.
 
     @property
     def inputs(self):
@@ -61,7 +64,14 @@ class TwoViews(KeepsRandomStates, keras.Model):
         if not training:
             return dict.fromkeys(NAMES, self._logits(inputs, training))
         layers = self.augment_first, self.augment_second
-        both = ops.concatenate([_view(layer, inputs) for layer in layers], axis=0)
+        views = [_view(layer, inputs) for layer in layers]
+        shapes = [tuple(view.shape)[1:] for view in views]
+        if not checks.compatible(*shapes):
+            raise ValueError(
+                "Both views must have one shape, since they are one batch. Received: "
+                f"first {shapes[0]} and second {shapes[1]}, behind the batch axis"
+            )
+        both = ops.concatenate(views, axis=0)
         return dict(zip(NAMES, ops.split(self._logits(both, training), 2, axis=0), strict=True))
 
     def _logits(self, x, training):

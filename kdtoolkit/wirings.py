@@ -10,6 +10,7 @@ from typing import NamedTuple
 import keras
 
 from kdtoolkit.losses import Hint, SoftTargets
+from kdtoolkit.outputs import layer_names
 from kdtoolkit.scalars import checked
 from kdtoolkit.transfer import Transfer
 
@@ -21,7 +22,7 @@ class ExitWeights:
     Attributes:
         labels: weight of the label loss of each exit.
         last_labels: weight of the label loss of the network's own output; None stands for 1, or
-            for `1 - teacher` with a teacher.
+            with teachers for 0.1.
         soft: weight of own output -> each exit, soft targets; 0 leaves them out.
         temperature: of these, T > 0.
         hint: weight of own features -> each exit's, mean squared difference; 0 leaves it out.
@@ -39,7 +40,9 @@ class ExitWeights:
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
-            if value is not None:
+            if name.endswith("temperature"):
+                checked(value, name, "own_exits", above=0.0)
+            elif (name, value) != ("last_labels", None):
                 checked(value, name, "own_exits", minimum=0.0)
 
 
@@ -83,6 +86,7 @@ def own_exits(model, preset="byot", *, teachers=(), features=None, student="stud
 
     The paper's authors later took a norm that isn't squared, over the whole batch, whose size then
     matters: not built. Whether T^2 belongs to the paper's KL is not said; here it does.
+    "luanyunteng" has its 0.9 for the last labels beside teachers too.
 
     Source: Zhang et al., "Be Your Own Teacher" (ICCV 2019), arXiv:1905.08094; Lee et al.,
     "Deeply-Supervised Nets" (2015), arXiv:1409.5185. With a teacher, the combination that a
@@ -93,7 +97,8 @@ def own_exits(model, preset="byot", *, teachers=(), features=None, student="stud
         model: the `keras.Model` with exits, from `kd.attach_exits`.
         preset: a key of `kd.wirings.EXIT_PRESETS`. Defaults to `"byot"`.
         teachers: names of the distiller's teachers that teach the last output, such as
-            `["teacher"]`. Defaults to none.
+            `["teacher"]`. Defaults to none. A teacher with exits of its own must be given to the
+            distiller as `kd.models.single_output(teacher, "last")`.
         features: path of what the network's own classifier reads, if `attach_exits` was told it.
         student: the student's name in the distiller. Defaults to the name of a single one.
         **numbers: any field of `ExitWeights`, in place of the preset's.
@@ -106,7 +111,7 @@ def own_exits(model, preset="byot", *, teachers=(), features=None, student="stud
     Raises:
         ValueError: a model without exits, an unknown preset, numbers outside their ranges, or a
             classifier whose features can't be found.
-        TypeError: an unknown number.
+        TypeError: an unknown number, or teachers that aren't names.
 
     Example:
         >>> import kdtoolkit as kd
@@ -121,11 +126,16 @@ def own_exits(model, preset="byot", *, teachers=(), features=None, student="stud
     if preset not in EXIT_PRESETS:
         raise ValueError(f"`preset` must be one of {list(EXIT_PRESETS)}. Received: {preset!r}")
     use = dataclasses.replace(EXIT_PRESETS[preset], **numbers)
-    teachers = [teachers] if isinstance(teachers, str) else list(teachers)
+    teachers = [teachers] if isinstance(teachers, str) else list(teachers or ())
+    if not all(isinstance(name, str) for name in teachers):
+        raise TypeError(
+            "`teachers` must be names of the distiller's teachers, such as ['teacher']. "
+            f"Received: {teachers}"
+        )
     paths = _features_of(model, features)
     last = use.last_labels
     if last is None:
-        last = 1.0 - use.teacher if teachers else 1.0
+        last = 0.1 if teachers else 1.0
     exits = [key for key in paths if key != "last"]
     loss_weights = {**dict.fromkeys(exits, use.labels), "last": last}
     edges = [edge for key in exits for edge in _to_exit(key, paths, use, student)]
@@ -153,8 +163,7 @@ def _features_of(model, features):
             "`model` must be a network with the outputs 'exit1', ..., 'last', as `kd.attach_exits` "
             f"makes them. Received: {getattr(model, 'name', model)} with output {outputs}"
         )
-    # Keras names the layers of a dict's outputs in the order of its flat form.
-    layers = dict(zip(keras.tree.flatten({k: k for k in outputs}), model.output_names, strict=True))
+    layers = layer_names(model)
     keys = [f"exit{number}" for number in range(1, len(outputs))]
     paths = {key: f"{layers[key]}:input" for key in [*keys, "last"]}
     if features is not None:

@@ -252,6 +252,59 @@ def test_exits_repeat_with_their_seed_and_differ_from_each_other():
     assert np.abs(weights[0] - other).max() > 1e-3
 
 
+@keras.saving.register_keras_serializable("tests")
+class Masked(Encoder):
+    """An encoder that takes more than one tensor."""
+
+    def call(self, inputs, weights=None, shift=0.0):
+        return super().call(inputs * weights + shift)
+
+
+def test_composite_layers_may_take_several_tensors(tmp_path):
+    inputs, weights = keras.Input((5, 3)), keras.Input((5, 3))
+
+    def network_of(**kwargs):
+        h = Masked(name="encoder")(inputs, weights=weights, **kwargs)
+        h = layers.GlobalAveragePooling1D()(h)
+        return keras.Model([inputs, weights], layers.Dense(CLASSES)(h))
+
+    with pytest.raises(ValueError, match="more than tensors. Name 'encoder' itself"):
+        kd.attach_exits(network_of(shift=0.5), ["encoder/block1"])
+    network = network_of()
+    student = kd.attach_exits(network, ["encoder/block1"], seed=0)
+    x = [np.random.default_rng(seed).normal(size=(4, 5, 3)).astype("float32") for seed in (0, 1)]
+    np.testing.assert_array_equal(array(student(x)["last"]), array(network(x)))
+    student.save(tmp_path / "student.keras")
+    loaded = keras.models.load_model(tmp_path / "student.keras")
+    np.testing.assert_array_equal(array(loaded(x)["exit1"]), array(student(x)["exit1"]))
+
+
+def test_masks_go_into_composite_layers_as_before():
+    inputs = keras.Input((5,), dtype="int32")
+    h = layers.Embedding(4, 6, mask_zero=True, name="embedding")(inputs)
+    h = layers.Bidirectional(layers.LSTM(3, return_sequences=True), name="both")(h)
+    network = keras.Model(inputs, layers.Dense(CLASSES)(layers.GlobalAveragePooling1D()(h)))
+    student = kd.attach_exits(network, ["both/forward_lstm"], seed=0)
+    x = np.array([[1, 2, 3, 0, 0], [3, 0, 0, 0, 0]])
+    np.testing.assert_allclose(array(student(x)["last"]), array(network(x)), atol=1e-6)
+
+
+def test_the_layers_of_a_composite_layer_keep_their_paths():
+    network, student = made("composite")
+    x = inputs_of(network)
+    for path in ("encoder", "encoder/block2/inner"):
+        own, other = (array(kd.tap(m, [path])(x)[path]) for m in (network, student))
+        np.testing.assert_array_equal(own, other)
+
+
+def test_a_composite_layer_computes_in_its_own_precision():
+    network = encoder_network()
+    keras.config.set_dtype_policy("mixed_float16")
+    student = kd.attach_exits(network, ["encoder/block1"], seed=0)
+    x = inputs_of(network)
+    np.testing.assert_array_equal(array(student(x)["last"]), array(network(x)))
+
+
 # What learns from what ------------------------------------------------------------------------
 
 
@@ -337,6 +390,33 @@ def test_what_teaches_the_exits_does_not_learn_from_it():
     # The trunk learns from the exits, the last stage and the classifier from nothing.
     assert any("stage2" in path for path in moved) and any("exit2" in path for path in moved)
     assert not any(path.startswith(("stage3", "logits")) for path in moved)
+
+
+def test_weights_beyond_one_leave_the_labels_alone():
+    _, student = made("perceptron")
+    edges, weights = wirings.own_exits(student, teachers="teacher", teacher=3.0)
+    assert weights == {"exit1": 0.7, "exit2": 0.7, "last": 0.1}
+    assert float(array(edges[-1].weight)) == 3.0
+    _, weights = wirings.own_exits(student, "luanyunteng", teachers=["a", "b"])
+    assert weights["last"] == 0.9
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_a_snapshot_of_a_network_with_exits_teaches_one_of_them():
+    x, y = support.data(16)
+    _, student = made("perceptron")
+    old = kd.sources.Snapshot(student)
+    read = {"source": "old", "source_layer": "last", "student_layer": "exit1"}
+    edge = kd.Transfer(kd.losses.SoftTargets(1.0), **read)
+    distiller = kd.Distiller(student=student, teacher={"old": old}, transfers=[edge])
+    distiller.compile(keras.optimizers.SGD(0.0), None)
+    often = kd.callbacks.PeriodicTeacher(1)
+    history = distiller.fit(x, y, epochs=2, batch_size=16, callbacks=[often], verbose=0).history
+    # In the first epoch it teaches the labels, in the second what the weights at its end say.
+    said = {key: array(value) for key, value in student(x, training=True).items()}
+    first = -np.mean(reference.log_softmax(said["exit1"])[np.arange(16), y])
+    assert history["soft_targets"][0] == pytest.approx(first, rel=1e-4)
+    assert 0 < history["soft_targets"][1] != pytest.approx(first, rel=0.1)
 
 
 @pytest.mark.core
@@ -506,8 +586,75 @@ REFUSED = {
     "maps as features": (resnet, {"features": "stage3"}, "what the last classifier reads"),
     "probabilities": (with_softmax, {"layers": ["hidden"]}, "as_logits"),
     "no graph": (support.Subclassed, {}, "functional or built sequential"),
+    "reductions as a number": (resnet, {"reductions": 2}, "`reductions` must be a list"),
+    "probabilities with features": (
+        with_softmax,
+        {"layers": ["hidden"], "features": "hidden"},
+        "ends in a softmax",
+    ),
+    "the input": (mlp, {"layers": ["inputs"]}, "not its input"),
     "a negative seed": (mlp, {"seed": -1}, "`seed` must be 0 or more"),
 }
+
+
+def named(inner, last):
+    inputs = keras.Input((FEATURES,))
+    h = layers.Dense(4, name=inner)(inputs)
+    return keras.Model(inputs, layers.Dense(CLASSES, name=last)(h))
+
+
+@pytest.mark.parametrize(
+    "inner, last", [("last", "logits"), ("exit1", "logits"), ("h", "exit1"), ("h", "exit2_dense")]
+)
+def test_names_that_stand_for_outputs_are_refused(inner, last):
+    with pytest.raises(ValueError, match="names of the result's outputs"):
+        kd.attach_exits(named(inner, last), [inner])
+    assert "exit1" in kd.attach_exits(named("h", "last"), ["h"]).output
+
+
+def test_names_that_are_taken_in_a_nested_model_are_refused():
+    inputs = keras.Input((8, 8, 1))
+    h = layers.GlobalAveragePooling2D(name="top")(backbone()(inputs))
+    network = keras.Model(inputs, layers.Dense(CLASSES)(h))
+    with pytest.raises(ValueError, match="different names.*'top'"):
+        kd.attach_exits(network, ["body/stem"])
+
+
+def test_a_layer_that_returns_a_dict_is_refused():
+    inputs = keras.Input((8, 8, 1))
+    h = layers.Conv2D(3, 1, name="conv")(inputs)
+    pyramid = keras.Model(inputs, {"low": h, "high": layers.MaxPool2D()(h)}, name="pyramid")
+    h = layers.GlobalAveragePooling2D()(pyramid(inputs)["high"])
+    network = keras.Model(inputs, layers.Dense(CLASSES)(h))
+    with pytest.raises(ValueError, match="keys \\['high', 'low'\\]"):
+        kd.attach_exits(network, ["pyramid"])
+    student = kd.attach_exits(network, ["pyramid/conv"], seed=0)
+    x = inputs_of(network)
+    np.testing.assert_array_equal(array(student(x)["last"]), array(network(x)))
+
+
+def test_one_output_that_is_a_softmax_is_refused_where_logits_are_read():
+    inputs = keras.Input((FEATURES,))
+    outputs = {"a": layers.Dense(CLASSES)(inputs), "b": layers.Dense(CLASSES, "softmax")(inputs)}
+    student = keras.Model(inputs, outputs)
+    read = {"source": "student", "source_layer": "b", "student_layer": "a"}
+    with pytest.raises(ValueError, match="probabilities"):
+        kd.Distiller(student=student, transfers=[kd.Transfer(kd.losses.SoftTargets(), **read)])
+
+
+def test_metrics_by_output_go_to_keras_as_they_are():
+    _, student = made("perceptron")
+    distiller = kd.Distiller(student=student, transfers=[])
+    distiller.compile("sgd", support.crossentropy(), metrics=[["accuracy"], [], []])
+    history = distiller.fit(*support.data(8), verbose=0).history
+    assert [key for key in history if "accuracy" in key] == ["exit1_accuracy"]
+
+
+@pytest.mark.parametrize("keys", ["last", [], ["exit3"]])
+def test_the_mean_needs_some_known_outputs(keys):
+    _, student = made("perceptron")
+    with pytest.raises(ValueError, match="Received: "):
+        kd.models.mean_output(student, keys)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -539,8 +686,11 @@ def test_the_wiring_needs_exits_and_known_numbers():
         wirings.own_exits(student, "paper")
     with pytest.raises(TypeError, match="alpha"):
         wirings.own_exits(student, alpha=0.1)
-    with pytest.raises(ValueError, match="temperature"):
-        wirings.own_exits(student, temperature=0.0)
+    for wrong in ({"temperature": 0.0}, {"labels": -1.0}, {"soft": None}):
+        with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
+            wirings.own_exits(student, **wrong)
+    with pytest.raises(TypeError, match="names of the distiller's teachers"):
+        wirings.own_exits(student, teachers=[mlp()])
 
 
 def test_features_that_cannot_be_found_must_be_named():
@@ -549,7 +699,7 @@ def test_features_that_cannot_be_found_must_be_named():
     h = layers.Dense(5, "relu", name="features")(h)
     last = layers.Activation("linear", name="cast")(layers.Dense(CLASSES)(h))
     network = keras.Model(inputs, last)
-    with pytest.raises(ValueError, match="must end in a dense layer"):
+    with pytest.raises(ValueError, match="Say with `features`"):
         kd.attach_exits(network, ["hidden"])
     student = kd.attach_exits(network, ["hidden"], features="features")
     with pytest.raises(ValueError, match="Say with `features`"):

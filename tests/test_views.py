@@ -441,3 +441,18 @@ def test_the_wiring_names_its_ends_and_its_student():
     assert ends == [("first", "second"), ("second", "first")]
     assert {edge.source for edge in edges} == {edge.student for edge in edges} == {"small"}
     assert {(float(edge.loss.temperature), float(edge.weight)) for edge in edges} == {(4.0, 0.5)}
+
+
+def test_a_subclassed_network_takes_losses_and_metrics_given_once():
+    student = kd.two_views(support.Subclassed(), None, layers.GaussianNoise(0.1))
+    distiller = kd.Distiller(student=student, transfers=kd.wirings.views())
+    weights = {"first": 0.5, "second": 0.5}
+    distiller.compile("sgd", support.crossentropy(), loss_weights=weights, metrics=["accuracy"])
+    history = distiller.fit(*support.data(8), verbose=0).history
+    assert {"first_accuracy", "second_accuracy", "first_to_second"} <= set(history)
+
+
+def test_views_of_different_shapes_are_refused():
+    network = keras.Sequential([keras.Input((None, 2)), layers.GlobalAveragePooling1D()])
+    with pytest.raises(ValueError, match="Both views must have one shape"):
+        kd.two_views(network, layers.Cropping1D(1), None)(np.ones((2, 5, 2)), training=True)

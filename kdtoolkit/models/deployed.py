@@ -53,7 +53,8 @@ def mean_output(model, keys=None, *, name=None):
         A functional `keras.Model` with one output, float32 logits.
 
     Raises:
-        ValueError: an output that is no dict, has no such key, or outputs of different shapes.
+        ValueError: an output that is no dict, or has no such key; no key; outputs of different
+            shapes.
 
     Example:
         >>> from kdtoolkit import models
@@ -62,6 +63,8 @@ def mean_output(model, keys=None, *, name=None):
         >>> models.mean_output(student).output.shape
         (None, 3)
     """
+    if keys is not None and (isinstance(keys, str) or not keys):
+        raise ValueError(f"`keys` must be a list of one or more outputs. Received: keys={keys!r}")
     outputs = _outputs_of(model, keys or ())
     chosen = [outputs[key] for key in keys or outputs]
     shapes = {tuple(tensor.shape) for tensor in chosen}
@@ -69,7 +72,7 @@ def mean_output(model, keys=None, *, name=None):
         raise ValueError(f"The outputs must have one shape. Received: {sorted(shapes)}")
     logs = ops.stack([ops.log_softmax(ops.cast(z, "float32")) for z in chosen])
     mean = ops.logsumexp(logs, axis=0) - math.log(len(chosen))
-    mean = layers.Identity(dtype="float32", name="mean")(mean)
+    mean = layers.Identity(dtype="float32")(mean)
     return keras.Model(model.input, mean, name=name or f"{model.name}_mean")
 
 
@@ -82,5 +85,5 @@ def _outputs_of(model, keys):
         )
     for key in keys:
         if key not in outputs:
-            raise ValueError(f"`key` must be one of {sorted(outputs)}. Received: key={key!r}")
+            raise ValueError(f"The output must be one of {sorted(outputs)}. Received: {key!r}")
     return outputs

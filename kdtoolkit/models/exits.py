@@ -3,14 +3,18 @@
 `kd.wirings.own_exits` has the transfers by which a network teaches them.
 """
 
+import collections
 import math
+import numbers
+import re
 
 import keras
 import numpy as np
 from keras import layers as keras_layers
 
 from kdtoolkit.models.factory import LayerFactory
-from kdtoolkit.taps import Tapped, find_layer
+from kdtoolkit.models.inner import has_graph, names_in_graph, reader
+from kdtoolkit.taps import find_layer
 
 BOTTLENECKS = ("conv", "separable")
 
@@ -54,7 +58,8 @@ def attach_exits(
     Args:
         model: a functional or built sequential `keras.Model` with one output, logits `(batch,
             classes)`.
-        layers: list of str, the paths of the layers, first to last.
+        layers: list of str, the paths of the layers, first to last: the default `reductions` go by
+            this order.
         reductions: list of int >= 1, k of each exit, at most the side of its map. None (default)
             halves for each stage to come: with n exits 2^n, ..., 4, 2. Only maps read it.
         bottleneck: `"conv"` (default) or `"separable"`.
@@ -71,9 +76,11 @@ def attach_exits(
         `single_output(result, "last")` the original, `mean_output(result)` all together.
 
     Raises:
-        ValueError: a model with another output, with exits already, or whose classifier can't be
-            found; no layer, one that is unknown, runs twice, or gives no map, tokens or vector;
-            reductions that don't fit; an unknown bottleneck; a weight decay or seed as in `resnet`.
+        ValueError: a model with another output, with exits already, that ends in a softmax, or
+            whose classifier can't be found; no layer, one that is unknown, runs twice, or gives no
+            map, tokens or vector; names taken twice; reductions that don't fit; an unknown
+            bottleneck; a negative weight decay or seed.
+        TypeError: a seed that is no integer.
 
     Example:
         >>> from kdtoolkit import models
@@ -87,10 +94,12 @@ def attach_exits(
         True
     """
     _check_arguments(model, layers, reductions, bottleneck)
-    features = classifier_path(model) + ":input" if features is None else features
+    classifier = _classifier_path(model, required=features is None)
+    features = features or f"{classifier}:input"
     for path in [*layers, features]:
         find_layer(model, path)
-    read = _reader(model, [*layers, features])
+    _check_names(model, [*layers, features], classifier)
+    read = reader(model, [*layers, features])
     output, *tensors, last = read.outputs
     if len(last.shape) != 2:
         raise ValueError(
@@ -106,96 +115,35 @@ def attach_exits(
     return keras.Model(read.input, outputs, name=name or f"{model.name}_exits")
 
 
-def classifier_path(model):
+def _classifier_path(model, required):
     """Path of the dense layer that gives a model's output, without an activation.
 
     Raises:
-        ValueError: the output comes from something else.
+        ValueError: the output is a softmax; or it comes from something else, where that is needed.
     """
     if isinstance(model, keras.Sequential):
         last = model.layers[-1]
     else:
         # Not all operations of a graph are layers.
         last = next(o for o in model.operations if o.name == model.output_names[0])
-    name = last.name
-    if _has_graph(last):
-        return f"{name}/{classifier_path(last)}"
-    if isinstance(last, keras_layers.Dense) and last.activation is keras.activations.linear:
-        return name
-    raise ValueError(
-        f"'{model.name}' must end in a dense layer without an activation, so that exits learn what "
-        f"it reads and give logits like it. Received: '{name}', {type(last).__name__}. Wrap a "
-        "network that ends in a softmax: `kd.as_logits(model)`; and say with `features` what the "
-        "classifier reads"
-    )
-
-
-# Inner tensors of a graph -------------------------------------------------------------------
-
-
-def _has_graph(operation):
-    return isinstance(operation, keras.Model) and bool(getattr(operation, "inputs", None))
-
-
-def _reader(model, paths):
-    """A functional model on the same layers that returns `[output, *tensors of the paths]`.
-
-    The layers run anew, since a layer doesn't say which of its outputs is of which graph; and
-    nested models on the paths are opened.
-    """
-    sequential = isinstance(model, keras.Sequential)
-    inputs, output = (
-        (model.inputs[0], model.outputs[0]) if sequential else (model.input, model.output)
-    )
-    # A plain one, since a sequential model has no graph and a subclass may be made in another way.
-    output, found = _run_anew(keras.Model(inputs, output), paths)
-    return keras.Model(inputs, [output, *(found[path] for path in paths)])
-
-
-def _first(value):
-    return value[0] if isinstance(value, list | tuple) and value else value
-
-
-def _run_anew(model, paths):
-    """`(output, {path: tensor})` of a model's graph, on the model's inputs."""
-    found = {path: [] for path in paths}
-
-    def call(operation, *args, **kwargs):
-        own = [path for path in paths if path.partition(":")[0] == operation.name]
-        inner = [path for path in paths if path.startswith(f"{operation.name}/")]
-        if inner:
-            output, *tensors = _opened(operation, [_behind(p) for p in inner], args, kwargs)
-            for path, tensor in zip(inner, tensors, strict=True):
-                found[path].append(_first(tensor))
-        else:
-            output = operation(*args, **kwargs)
-        for path in own:
-            found[path].append(_first(args[0] if path.endswith(":input") else output))
-        return output
-
-    copy = keras.models.clone_model(
-        model, model.input, clone_function=lambda layer: layer, call_function=call
-    )
-    for path, tensors in found.items():
-        if len(tensors) != 1:
-            raise ValueError(
-                f"A path must name a layer that runs once in '{model.name}'. "
-                f"Received: {path!r}, which runs {len(tensors)} times"
-            )
-    return copy.output, {path: tensors[0] for path, tensors in found.items()}
-
-
-def _behind(path):
-    return path.partition("/")[2]
-
-
-def _opened(operation, paths, args, kwargs):
-    """Run a part of a graph: `[output, *tensors of the paths in it]`."""
-    if _has_graph(operation):
-        # `call` itself runs the layers one by one, so that they become part of the outer graph.
-        return _reader(operation, paths).call(*args, **kwargs)
-    tapped = Tapped(operation, paths)(*args, **kwargs)
-    return [tapped["output"], *(tapped[path] for path in paths)]
+    if has_graph(last):
+        return f"{last.name}/{_classifier_path(last, required)}"
+    activation = getattr(last, "activation", keras.activations.linear)
+    squashing = (keras.activations.softmax, keras.activations.sigmoid)
+    if activation in squashing or isinstance(last, keras_layers.Softmax):
+        raise ValueError(
+            f"'{model.name}' ends in a softmax or sigmoid, expected logits. Build the last layer "
+            "without an activation; or wrap a network that can't be rebuilt, "
+            "`kd.as_logits(model)`, and say with `features` what its classifier reads"
+        )
+    dense = isinstance(last, keras_layers.Dense) and activation is keras.activations.linear
+    if required and not dense:
+        raise ValueError(
+            f"'{model.name}' ends in '{last.name}', {type(last).__name__}, and not in a dense "
+            "layer without an activation. Say with `features` the path of what the classifier "
+            "reads, such as 'features', or 'logits:input' for what goes into that layer"
+        )
+    return last.name
 
 
 # The exits ----------------------------------------------------------------------------------
@@ -305,11 +253,6 @@ def _check_arguments(model, layers, reductions, bottleneck):
             "`layers` must be a list of different paths of layers, such as ['stage1', 'stage2']. "
             f"Received: layers={layers!r}"
         )
-    if any(layer.name.startswith("exit1_") for layer in model.layers):
-        raise ValueError(
-            f"'{model.name}' has exits already. Expected a network without, with all exits in one "
-            "list of `layers`"
-        )
     if bottleneck not in BOTTLENECKS:
         raise ValueError(
             f"`bottleneck` must be one of {BOTTLENECKS}. Received: bottleneck={bottleneck!r}"
@@ -317,14 +260,35 @@ def _check_arguments(model, layers, reductions, bottleneck):
     _check_reductions(reductions, layers, bottleneck)
 
 
+def _check_names(model, paths, classifier):
+    """Refuse names that would be taken twice, or stand for an output, in the result's graph."""
+    names = list(names_in_graph(model, paths))
+    twice = [name for name, count in collections.Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(
+            "The layers of nested models on the paths become layers of the result, which needs "
+            f"different names for all. Received: {twice} more than once in '{model.name}'. Rename "
+            "one of each, or name a layer outside the nested model"
+        )
+    taken = [name for name in names if re.fullmatch(r"last|exit[1-9][0-9]*(_.*)?", name)]
+    # The classifier may well be called "last": it is what gives that output.
+    if [name for name in taken if name != "last" or classifier.rpartition("/")[2] != "last"]:
+        raise ValueError(
+            "'last', 'exit1', 'exit1_...' are the names of the result's outputs and of the exits' "
+            f"layers. Expected other names in '{model.name}', which has exits already if it came "
+            f"from `attach_exits`: then take the network without. Received: {taken}"
+        )
+
+
 def _check_reductions(reductions, layers, bottleneck):
     if reductions is None:
         return
-    whole = [isinstance(k, int) and k >= 1 for k in reductions]
-    if len(reductions) != len(layers) or not all(whole):
+    given = reductions if isinstance(reductions, list | tuple) else []
+    whole = [isinstance(k, numbers.Integral) and not isinstance(k, bool) and k >= 1 for k in given]
+    if len(given) != len(layers) or not all(whole):
         raise ValueError(
-            f"`reductions` must be a whole number of 1 or more for each of {len(layers)} layers. "
-            f"Received: reductions={reductions!r}"
+            f"`reductions` must be a list, a whole number of 1 or more for each of {len(layers)} "
+            f"layers. Received: reductions={reductions!r}"
         )
     if bottleneck == "separable" and any(k & (k - 1) for k in reductions):
         raise ValueError(

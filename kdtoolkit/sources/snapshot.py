@@ -94,10 +94,21 @@ class Snapshot(Source):
         view = forward()
         if self.decay is not None:
             return view
-        output = view["output"]
-        other = self.in_place_of_nothing(student_output, context["labels"])
-        view["output"] = ops.where(self._count > 0, ops.cast(output, other.dtype), other)
-        return view
+        labels = context["labels"]
+        if not isinstance(view["output"], dict):
+            output = self._or_initial(view["output"], student_output, labels)
+            return {**view, "output": output}
+        # Of several outputs those that are read stand among the taps, under their keys.
+        taps = dict(view["taps"])
+        for key in taps.keys() & view["output"].keys():
+            own = labels[key] if isinstance(labels, dict) else labels
+            taps[key] = self._or_initial(taps[key], student_output[key], own)
+        return {**view, "taps": taps}
+
+    def _or_initial(self, output, student_output, labels):
+        """What the snapshot says, or before the first commit what stands for nothing."""
+        other = self.in_place_of_nothing(student_output, labels)
+        return ops.where(self._count > 0, ops.cast(output, other.dtype), other)
 
     def commit(self, score=None):
         for mine, theirs in self._pairs.all:

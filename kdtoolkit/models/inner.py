@@ -1,0 +1,98 @@
+"""Inner tensors of a functional model, also of models inside it, as part of one graph."""
+
+import keras
+from keras import layers
+
+from kdtoolkit.taps import Tapped
+
+
+def has_graph(operation):
+    """Whether this is a functional or built sequential model."""
+    return isinstance(operation, keras.Model) and bool(getattr(operation, "inputs", None))
+
+
+def reader(model, paths):
+    """A functional model on the same layers that returns `[output, *tensors of the paths]`.
+
+    The layers run anew, since a layer doesn't say which of its outputs is of which graph; and
+    nested models on the paths are opened.
+    """
+    sequential = isinstance(model, keras.Sequential)
+    inputs, output = (
+        (model.inputs[0], model.outputs[0]) if sequential else (model.input, model.output)
+    )
+    # A plain one, since a sequential model has no graph and a subclass may be made in another way.
+    output, found = _run_anew(keras.Model(inputs, output), paths)
+    return keras.Model(inputs, [output, *(found[path] for path in paths)])
+
+
+def _single(path, value):
+    """A tensor, or the first of several."""
+    value = value[0] if isinstance(value, list | tuple) and value else value
+    if not isinstance(value, keras.KerasTensor):
+        known = f" with the keys {sorted(value)}" if isinstance(value, dict) else ""
+        raise ValueError(
+            f"An exit reads one tensor. Received: '{path}', which gives a {type(value).__name__}"
+            f"{known}. Name a layer inside it, such as '{path}/...'"
+        )
+    return value
+
+
+def _run_anew(model, paths):
+    """`(output, {path: tensor})` of a model's graph, on the model's inputs."""
+    found = {path: [] for path in paths}
+
+    def call(operation, *args, **kwargs):
+        own = [path for path in paths if path.partition(":")[0] == operation.name]
+        inner = [path for path in paths if path.startswith(f"{operation.name}/")]
+        if inner:
+            output, *tensors = _opened(operation, [_behind(p) for p in inner], args, kwargs)
+            for path, tensor in zip(inner, tensors, strict=True):
+                found[path].append(_single(path, tensor))
+        else:
+            output = operation(*args, **kwargs)
+        for path in own:
+            found[path].append(_single(path, args[0] if path.endswith(":input") else output))
+        return output
+
+    copy = keras.models.clone_model(
+        model, model.input, clone_function=lambda layer: layer, call_function=call
+    )
+    for path, tensors in found.items():
+        if len(tensors) != 1:
+            raise ValueError(
+                f"A path must name a layer of '{model.name}' that runs once, and not its input. "
+                f"Received: {path!r}, which runs {len(tensors)} times"
+            )
+    return copy.output, {path: tensors[0] for path, tensors in found.items()}
+
+
+def _behind(path):
+    return path.partition("/")[2]
+
+
+def _opened(operation, paths, args, kwargs):
+    """Run a part of a graph: `[output, *tensors of the paths in it]`."""
+    if has_graph(operation):
+        # `call` itself runs the layers one by one, so that they become part of the outer graph.
+        return reader(operation, paths).call(*args, **kwargs)
+    kwargs = {name: value for name, value in kwargs.items() if value is not None}
+    given = keras.tree.flatten((args, {k: v for k, v in kwargs.items() if k != "training"}))
+    if not all(isinstance(value, keras.KerasTensor) for value in given):
+        # Keras refuses a mixture where a layer takes any arguments.
+        raise ValueError(
+            f"Inside '{operation.name}' no layer can be read, since it is called with more than "
+            f"tensors. Name '{operation.name}' itself, or a layer behind it. Received: {paths}"
+        )
+    tapped = Tapped(operation, paths)(*args, **kwargs)
+    return [tapped["output"], *(tapped[path] for path in paths)]
+
+
+def names_in_graph(model, paths):
+    """Names of all operations, with those in nested models that the paths open."""
+    for operation in getattr(model, "operations", None) or model.layers:
+        inner = [_behind(path) for path in paths if path.startswith(f"{operation.name}/")]
+        if inner and has_graph(operation):
+            yield from names_in_graph(operation, inner)
+        elif not isinstance(operation, layers.InputLayer):
+            yield operation.name
