@@ -150,10 +150,7 @@ class _BranchFactory(LayerFactory):
     """Makes branches like one that is there, and the gate."""
 
     def __init__(self, seed):
-        super().__init__(seed)
-        if self.seeded:
-            # Another stream than the network's, which may well have been made with this seed.
-            self._random = np.random.default_rng((seed, 1))
+        super().__init__(seed, stream=1)
 
     def again(self, model, name):
         """Returns a network like `model` with weights of its own."""

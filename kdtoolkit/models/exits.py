@@ -9,7 +9,6 @@ import numbers
 import re
 
 import keras
-import numpy as np
 from keras import layers as keras_layers
 
 from kdtoolkit.models.factory import LayerFactory
@@ -153,10 +152,7 @@ class _Exits(LayerFactory):
     """Makes exits that end in as many features and classes as the network."""
 
     def __init__(self, seed, weight_decay, bottleneck, width, classes):
-        super().__init__(seed, weight_decay)
-        if self.seeded:
-            # Another stream than the network's, which may well have been made with this seed.
-            self._random = np.random.default_rng((seed, 1))
+        super().__init__(seed, weight_decay, stream=1)
         self._bottleneck = bottleneck
         self._width = width
         self._middle = max(1, width // 4)

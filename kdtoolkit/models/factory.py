@@ -21,13 +21,15 @@ class LayerFactory:
         weight_decay: float >= 0. Adds `weight_decay / 2 * sum(kernel**2)` per kernel to the loss.
             Its gradient is `weight_decay * kernel`, which is what the same number means in the
             papers (and half of what it would be as the argument of `keras.regularizers.L2`).
+        stream: int >= 0, or None (default): which of several streams of seeds. What is added to a
+            network takes another one, since both may well be made with the same seed.
 
     Raises:
         ValueError: for a negative seed or weight decay.
         TypeError: for a seed that is not an integer.
     """
 
-    def __init__(self, seed=None, weight_decay=0.0):
+    def __init__(self, seed=None, weight_decay=0.0, stream=None):
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer)):
             raise TypeError(f"`seed` must be an integer or None. Received: seed={seed!r}")
         if seed is not None and seed < 0:
@@ -36,7 +38,8 @@ class LayerFactory:
             raise ValueError(f"`weight_decay` must be 0 or more. Received: {weight_decay}")
         self.weight_decay = weight_decay
         self.seeded = seed is not None
-        self._random = np.random.default_rng(seed) if self.seeded else None
+        entropy = seed if stream is None else (seed, stream)
+        self._random = np.random.default_rng(entropy) if self.seeded else None
 
     def conv(self, filters, kernel_size, name, *, strides=1, use_bias=False):
         """Returns a Conv2D layer with `same` padding; `filters` output channels."""
