@@ -13,6 +13,7 @@ from kdtoolkit import schedules as schedules
 from kdtoolkit import sources as sources
 from kdtoolkit import wirings as wirings
 from kdtoolkit.distiller import Distiller as Distiller
+from kdtoolkit.dropout import MonteCarloDropout as MonteCarloDropout
 from kdtoolkit.ensemble import Ensemble as Ensemble
 from kdtoolkit.generations import Recipe as Recipe
 from kdtoolkit.generations import load_generations as load_generations

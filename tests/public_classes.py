@@ -75,6 +75,9 @@ PUBLIC = {
     "Ensemble": Settings(
         lambda: kd.Ensemble([dense(4), dense(8, 1)], output="probabilities", name="both")
     ),
+    "MonteCarloDropout": Settings(
+        lambda: kd.MonteCarloDropout(dense(4, dropout=0.5), samples=3, name="sampled")
+    ),
     "TwoViews": Settings(
         lambda: kd.two_views(
             dense(4), layers.GaussianNoise(0.1, seed=1), layers.GaussianNoise(0.2, seed=2), "views"

@@ -58,7 +58,7 @@ ORDER = [
     {"gates"},
     {"transfer"},
     {"wiring", "wirings", "checks", "compiling"},
-    {"graph", "ensemble", "ahead", "views"},
+    {"graph", "ensemble", "ahead", "views", "dropout"},
     {"distiller"},
     {"callbacks"},
     {"self_distillation", "mutual"},
