@@ -62,8 +62,8 @@ def measure(args):
     return rounds
 
 
-def summarise(rounds, steps):
-    for name in rounds[0]:
+def summarise(rounds, names, steps):
+    for name in names:
         wall, cpu = (
             [times[name][kind] / times["alone"][kind] for times in rounds] for kind in (0, 1)
         )
@@ -89,7 +89,7 @@ def main():
     args.size = SHAPE[0]  # which `step_time.batches` reads
     # Everything is compared with it.
     args.variants = list(dict.fromkeys(["alone", *args.variants]))
-    table = list(summarise(measure(args), args.steps))
+    table = list(summarise(measure(args), args.variants, args.steps))
     for row in table:
         print(row)
     if args.out:

@@ -8,7 +8,7 @@ import pytest
 from rich.progress import Progress
 
 from kdtoolkit.evaluation import read_csv
-from kdtoolkit.export import LiteRTModel
+from kdtoolkit.export import LiteRTModel, inspect
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
@@ -137,3 +137,73 @@ def test_mutual_learning_compares_each_network_with_itself_alone_in_pairs_of_see
     shown = dict(zip(names, zip(points, verdicts, strict=True), strict=True))
     for line in lines:
         assert shown[line] == ((expected[line], "better") if line in expected else ("", ""))
+
+
+def test_own_exits_end_in_tables_pictures_accuracies_and_a_file_for_each_head(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "120")
+    own_exits = load("own_exits")
+    # Fewer channels and methods, for speed.
+    monkeypatch.setattr(own_exits, "FILTERS", {"student": (4, 4, 4), "teacher": (8,)})
+    methods = (own_exits.TEACHER, own_exits.ALONE, own_exits.OWN)
+    monkeypatch.setattr(own_exits, "METHODS", methods)
+    monkeypatch.setattr(own_exits, "PAIRS", own_exits.PAIRS[1:2])
+    # The second seed's networks stay as they were made.
+    train = own_exits.train
+    monkeypatch.setattr(own_exits, "train", lambda m, d, seed, *rest: seed or train(m, d, 0, *rest))
+    own_exits.main(["--seeds", "2", "--epochs", "1", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    for text in (*methods, *own_exits.HEADS, "no trace of the exits"):
+        assert text in printed
+    for name in ("own_exits.png", "anytime.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+    rows = read_csv(tmp_path / "own_exits.csv")
+    assert [(row["seed"], row["method"]) for row in rows] == [
+        (s, m) for s in (0, 1) for m in methods
+    ]
+    trained = {row["method"]: row for row in rows if row["seed"] == 0}
+    assert trained[own_exits.ALONE]["exit1"] is None
+    # Each file is one head of the network with own exits.
+    measured = read_csv(tmp_path / "anytime.csv")
+    assert [row["model"] for row in measured] == list(own_exits.HEADS)
+    data = own_exits.load(seed=0)
+    for row in measured:
+        file = LiteRTModel(tmp_path / f"{row['model']}.tflite")
+        found = (file.predict(data.x_test).argmax(axis=-1) == data.y_test).mean()
+        assert found == row["test_accuracy"]
+        assert found == pytest.approx(trained[own_exits.OWN][row["model"]], abs=0.005)
+    assert measured[2]["bytes"] < measured[3]["bytes"]  # the exits are in the mean alone
+    assert inspect(tmp_path / "last-int8.tflite").full_integer
+
+
+@pytest.mark.parametrize("method", ["OWN", "DEEP", "TAUGHT", "BOTH", "ALONE"])
+def test_own_exits_have_the_teachers_and_the_loss_weights_that_the_names_say(method):
+    own_exits = load("own_exits")
+    teacher = own_exits.network("teacher", seed=0)
+    model, student, weights = own_exits.entrant(getattr(own_exits, method), teacher, seed=0)
+    edges = {"ALONE": [], "TAUGHT": ["soft_targets"], "DEEP": []}
+    own = [f"exit{k}_{kind}" for k in (1, 2) for kind in ("soft_targets", "features")]
+    edges |= {"OWN": own, "BOTH": [*own, "soft_targets"]}
+    assert [edge.name for edge in getattr(model, "transfers", [])] == edges[method]
+    with_exits = method not in ("ALONE", "TAUGHT")
+    assert isinstance(student.output, dict) == with_exits == (weights is not None)
+
+
+def test_own_exits_are_compared_in_pairs_of_seeds():
+    own_exits = load("own_exits")
+    rows = [
+        {"method": method, "seed": seed}
+        | {h: 0.5 + 0.1 * seed + 0.02 * i + 0.005 * j for j, h in enumerate(own_exits.HEADS)}
+        for i, method in enumerate(own_exits.METHODS)
+        for seed in (0, 1)
+    ]
+    place = {m: i for i, m in enumerate(own_exits.METHODS)}
+    heads = {h: j for j, h in enumerate(own_exits.HEADS)}
+    points = [
+        2 * (place[first] - place[second]) + 0.5 * (heads[one] - heads[other])
+        for (first, one), (second, other) in own_exits.PAIRS
+    ]
+    columns = [list(column.cells) for column in own_exits.differences(rows).columns]
+    assert columns[0][-1] == "own exits (mean) - alone (last)"
+    assert columns[1] == [f"{p:+.2f}" for p in points]

@@ -11,6 +11,7 @@ from kdtoolkit import evaluation, export, models
 
 pytestmark = [pytest.mark.export, pytest.mark.tensorflow]
 
+MODULE = sys.modules["kdtoolkit.export.measure"]  # the function has the same name
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(12, 4)).astype("float32")
 Y = RNG.integers(3, size=12)
@@ -26,11 +27,25 @@ def without_weights():
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def timings():
+    """What `latency` was asked for while `measured` was made, and what it found."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, timings):
     """Rows of two networks, where the files are, and the networks."""
     folder = tmp_path_factory.mktemp("measured")
     networks = {"small": network(), "v1.5, wide": network(64, seed=1)}
-    rows = export.measure(networks, folder, X, Y, num_threads=2, runs=3, quantize="dynamic")
+
+    def latency(path, **options):
+        found = export.latency(path, **options)
+        timings.append((path.stem, found))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MODULE, "latency", latency)
+        rows = export.measure(networks, folder, X, Y, num_threads=2, runs=3, quantize="dynamic")
     return rows, folder, networks
 
 
@@ -59,23 +74,16 @@ def test_rows_go_to_a_csv_file_and_come_back(measured, tmp_path):
     assert evaluation.read_csv(tmp_path / "rows.csv") == rows
 
 
-def test_files_are_timed_in_turns_and_one_slow_round_changes_only_the_rounds_own_numbers(
-    tmp_path, monkeypatch
-):
-    calls = []
-
-    def latency(path, *, num_threads, runs):
-        calls.append((path.stem, num_threads, runs))
-        number = len(calls)
-        slow = 100.0 if number == 3 else 0.0
-        return export.Latency(number + slow, number / 2, number + 50.0 + slow, runs, num_threads)
-
-    monkeypatch.setattr(sys.modules["kdtoolkit.export.measure"], "latency", latency)
-    rows = export.measure({"a": network(), "b": network(8)}, tmp_path, X, Y, runs=7)
-    assert calls == [("a", 1, 7), ("b", 1, 7)] * 5
-    # Network a has the calls 1, 3 (slow), 5, 7, 9, network b 2, 4, 6, 8, 10.
-    found = [[row[f"latency_{key}"] for key in ("ms", "min_ms", "p95_ms")] for row in rows]
-    assert found == [[7.0, 0.5, 57.0], [6.0, 1.0, 56.0]]
+def test_files_are_timed_in_turns_of_which_a_slow_one_does_not_count(measured, timings):
+    rows, _, networks = measured
+    assert [name for name, _ in timings] == [*networks] * 5
+    assert {(found.runs, found.num_threads) for _, found in timings} == {(3, 2)}
+    for row in rows:
+        rounds = [found for name, found in timings if name == row["model"]]
+        # The third of five in order of size.
+        assert row["latency_ms"] == sorted(found.median_ms for found in rounds)[2]
+        assert row["latency_p95_ms"] == sorted(found.p95_ms for found in rounds)[2]
+        assert row["latency_min_ms"] == min(found.min_ms for found in rounds)
 
 
 def test_where_one_export_fails_no_file_is_written_and_none_replaced(tmp_path):
@@ -127,7 +135,7 @@ def two_outputs():
 def test_what_cannot_be_measured_is_refused_before_any_export(
     tmp_path, monkeypatch, change, error, message
 ):
-    monkeypatch.setattr(sys.modules["kdtoolkit.export.measure"], "litert", None)
+    monkeypatch.setattr(MODULE, "litert", None)
     arguments = {"networks": {"a": network}, "directory": "", "x": X, "y": Y} | change
     networks = {k: v() if callable(v) else v for k, v in arguments.pop("networks").items()}
     arguments["directory"] = tmp_path / arguments["directory"]

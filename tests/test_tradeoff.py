@@ -73,6 +73,15 @@ def test_each_network_is_a_point_with_its_name_and_the_best_are_joined(tmp_path)
         evaluation.plot_tradeoff(ROWS, tmp_path / "t.png")
 
 
+def test_short_latencies_are_drawn_in_microseconds():
+    pytest.importorskip("matplotlib")
+    (axes,) = evaluation.plot_tradeoff([row("exit1", 0.004, 0.5), row("last", 0.05, 0.9)]).axes
+    front, bar = axes.get_lines()[:2]
+    np.testing.assert_allclose(front.get_xdata(), [4, 50])
+    np.testing.assert_allclose(bar.get_xdata(), [3.6, 6])
+    assert "Latency (µs)" in axes.get_xlabel()
+
+
 def test_sizes_are_drawn_in_thousands_and_need_no_times():
     pytest.importorskip("matplotlib")
     rows = [{key: r[key] for key in ("model", "test_accuracy", "bytes")} for r in ROWS]

@@ -6,8 +6,10 @@ import numbers
 from kdtoolkit.evaluation.extras import require
 from kdtoolkit.evaluation.files import write_figure
 
+_LATENCY = "Latency ({}), median; line from the fastest run to the 95th percentile"
+# What an axis says, and its unit in that of the rows.
 _COSTS = {
-    "latency_ms": ("Latency (ms), median; line from the fastest run to the 95th percentile", 1),
+    "latency_ms": (_LATENCY.format("ms"), 1),
     "bytes": ("File (kB)", 1000),
     "gzip_bytes": ("File after gzip (kB)", 1000),
     "parameters": ("Parameters (thousands)", 1000),
@@ -53,13 +55,14 @@ def pareto_front(rows, x="latency_ms"):
 def plot_tradeoff(rows, path=None, *, x="latency_ms", title=None, overwrite=False):
     """Draws accuracy against cost: a point with its name per network, and a line through the best.
 
-    The line joins the rows of `pareto_front`. What lies below it is never the choice.
+    The line joins the rows of `pareto_front`. One of them beats whatever lies below it, in grey.
 
     Args:
         rows: iterable of rows of `kd.export.measure`, of several calls if you like.
         path: a file to write, or None. Its ending, such as `.png` or `.pdf`, is the format.
         x: the cost: `"latency_ms"` (default; a thin line goes from the fastest run to the 95th
-            percentile), `"bytes"`, `"gzip_bytes"` or `"parameters"`.
+            percentile, in microseconds if all are short), `"bytes"`, `"gzip_bytes"` or
+            `"parameters"`.
         title: str or None.
         overwrite: bool. True replaces an existing file. Defaults to False.
 
@@ -83,7 +86,7 @@ def plot_tradeoff(rows, path=None, *, x="latency_ms", title=None, overwrite=Fals
     ends = ("latency_min_ms", "latency_p95_ms") if x == "latency_ms" else (x, x)
     rows = _checked(rows, ("test_accuracy", x, *ends))
     best = pareto_front(rows, x)
-    label, unit = _COSTS[x]
+    label, unit = _axis(x, rows)
     figure = require("matplotlib.figure").Figure(figsize=(6.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(*_points(best, x, unit), color="C0", alpha=0.4)
@@ -91,6 +94,7 @@ def plot_tradeoff(rows, path=None, *, x="latency_ms", title=None, overwrite=Fals
         color, side = ("C0", -1) if row in best else ("0.5", 1)
         _draw(axes, row, x, ends, unit, color, side)
     axes.margins(0.15)
+    axes.locator_params(nbins=6)
     axes.set_xlabel(label)
     axes.set_ylabel("Test accuracy (%)")
     axes.grid(alpha=0.3)
@@ -100,6 +104,12 @@ def plot_tradeoff(rows, path=None, *, x="latency_ms", title=None, overwrite=Fals
     if path is not None:
         write_figure(figure, path, overwrite)
     return figure
+
+
+def _axis(x, rows):
+    if x == "latency_ms" and max(row[x] for row in rows) < 0.1:
+        return _LATENCY.format("µs"), 0.001
+    return _COSTS[x]
 
 
 def _draw(axes, row, x, ends, unit, color, side):
