@@ -95,7 +95,6 @@ def train(model, data, seed, epochs, loss_weights):
         keras.optimizers.Adam(rate),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         loss_weights=loss_weights,
-        jit_compile=False,  # XLA would compile for longer than these networks train
     )
     model.fit(batches, epochs=epochs, shuffle=False, verbose=0)
 

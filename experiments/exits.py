@@ -20,7 +20,6 @@ CIFAR-100 comes from TensorFlow Datasets (`TFDS_DATA_DIR` says where it lies).
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import time
 
@@ -30,7 +29,6 @@ import losses
 import numpy as np
 
 import kdtoolkit as kd
-from kdtoolkit.files import draft_of
 
 PRESETS = {
     "digits": {
@@ -239,35 +237,11 @@ def path_of(options, method, seed):
     return options.runs / f"exits-{options.data}" / f"{name}-{seed}.json"
 
 
-def train_all(options):
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
-        for method in options.methods:
-            path = path_of(options, method, seed)
-            if path.exists():
-                continue
-            row = run(options, method, seed)
-            keras.utils.clear_session()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with draft_of(path, True) as draft:
-                pathlib.Path(draft).write_text(json.dumps(row))
-            print(
-                f"{method.name}, seed {seed}: test {100 * row['test_accuracy']:.2f} %, "
-                f"val {100 * row['val_accuracy']:.2f} %, {row['cpu_seconds']:.0f} s",
-                flush=True,
-            )
-
-
-def rows_of(options):
-    seeds = range(options.first_seed, options.first_seed + options.seeds)
-    paths = [path_of(options, method, seed) for method in options.methods for seed in seeds]
-    return [json.loads(path.read_text()) for path in paths if path.exists()]
-
-
 def main(arguments=None):
     options = parse(arguments)
-    train_all(options)
+    losses.train_all(options, path_of, lambda method, seed: run(options, method, seed))
     if options.report:
-        exits_report.write(options, rows_of(options))
+        exits_report.write(options, losses.rows_of(options, path_of))
 
 
 def parse(arguments):

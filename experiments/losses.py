@@ -240,15 +240,16 @@ def path_of(options, method, seed):
     return options.runs / f"losses-{options.data}" / f"{method.name}-{seed}.json"
 
 
-def train_all(options):
-    teacher = teacher_of(options)
+def train_all(options, path_of, run):
+    """Runs `run(method, seed)` for all that `path_of(options, method, seed)` doesn't hold yet."""
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for method in options.methods:
             path = path_of(options, method, seed)
             if path.exists():
                 continue
-            row = run(options, method, seed, teacher)
+            row = run(method, seed)
             keras.utils.clear_session()
+            path.parent.mkdir(parents=True, exist_ok=True)
             with draft_of(path, True) as draft:
                 pathlib.Path(draft).write_text(json.dumps(row))
             print(
@@ -288,7 +289,8 @@ def step_times(options):
 # Results ------------------------------------------------------------------------------------
 
 
-def rows_of(options):
+def rows_of(options, path_of=path_of):
+    """The rows of all runs that are there."""
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     paths = [path_of(options, method, seed) for method in options.methods for seed in seeds]
     return [json.loads(path.read_text()) for path in paths if path.exists()]
@@ -378,7 +380,8 @@ def main(arguments=None):
         with draft_of(path, True) as draft:
             pathlib.Path(draft).write_text(json.dumps(times))
     else:
-        train_all(options)
+        teacher = teacher_of(options)
+        train_all(options, path_of, lambda method, seed: run(options, method, seed, teacher))
     if options.report:
         report(options)
 

@@ -67,7 +67,8 @@ def test_rows_of_own_exits_run(name, tmp_path, monkeypatch):
     command = ["digits", "--seeds", "1", "--epochs", "1", "--max-train", "64", "--methods", name]
     command += ["--teacher-epochs", "1", "--runs", str(tmp_path), "--no-report"]
     exits.main(command)
-    (row,) = exits.rows_of(exits.parse(command))
+    losses = importlib.import_module("losses")
+    (row,) = losses.rows_of(exits.parse(command), exits.path_of)
     assert row["method"] == name and 0 <= row["test_accuracy"] <= 1
     assert ("exit2_accuracy" in row) is ("ensemble_accuracy" in row) is name.startswith("offline")
 

@@ -532,3 +532,13 @@ def test_images_are_sampled_pixel_by_pixel():
     found = kd.MonteCarloDropout(model).predict(images(3, 4)[0], samples=4, **QUIET)
     assert found.probabilities.shape == (3, 4, 4, CLASSES)
     assert found.entropy.shape == found.variation_ratio.shape == (3, 4, 4)
+
+
+def test_models_inside_whose_layers_share_a_name_stay_whole():
+    def part(units):
+        inner = [layers.Dropout(0.5, name="drop"), layers.Dense(units, name="dense")]
+        return keras.Sequential([keras.Input((4,)), *inner])
+
+    network = keras.Sequential([keras.Input((4,)), layers.Dense(4), part(4), part(3)])
+    said = kd.MonteCarloDropout(network).predict(np.ones((2, 4)), samples=3, verbose=0)
+    assert said.probabilities.shape == (2, 3)

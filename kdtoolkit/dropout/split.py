@@ -3,6 +3,7 @@
 import keras
 
 from kdtoolkit.dropout.family import holds
+from kdtoolkit.inner import anew, plain_graph
 
 
 def split(model, dropping):
@@ -20,43 +21,40 @@ def split(model, dropping):
         `(None, model)` where there is nothing to cut: a model without a graph, or dropout on the
         input.
     """
-    graph = _graph(model)
+    graph = plain_graph(model)
     if graph is None:
         return None, model
-    graph, between = _cut(_opened(graph, dropping), dropping)
+    names = list(_names(graph, dropping))
+    # Where layers of the models inside share a name, these stay whole.
+    opened = _opened(graph, dropping) if len(set(names)) == len(names) else graph
+    graph, between = _cut(opened, dropping)
     inputs = {id(tensor) for tensor in graph.inputs}
     if all(id(tensor) in inputs for tensor in between):
         return None, model
     return keras.Model(graph.input, between), keras.Model(between, graph.output)
 
 
-def _graph(operation):
-    """The graph of a model as a plain functional model; None for what isn't one."""
-    if not isinstance(operation, keras.Model) or not getattr(operation, "inputs", None):
-        return None
-    sequential = isinstance(operation, keras.Sequential)
-    inputs, output = (
-        (operation.inputs[0], operation.outputs[0])
-        if sequential
-        else (operation.input, operation.output)
-    )
-    plain = keras.Model(inputs, output)
-    # A subclass may have inputs and yet do something else with them.
-    follows = type(operation).call in (keras.Sequential.call, type(plain).call)
-    return plain if follows else None
+def _names(graph, dropping):
+    """Names of all operations, with those in models that hold dropout."""
+    for operation in graph.operations:
+        inner = plain_graph(operation) if holds(operation, dropping) else None
+        if inner is not None:
+            yield from _names(inner, dropping)
+        elif not isinstance(operation, keras.layers.InputLayer):
+            yield operation.name
 
 
 def _opened(graph, dropping):
     """The same graph, with models inside it that hold dropout dissolved into their layers."""
 
     def call(operation, *args, **kwargs):
-        inner = _graph(operation) if holds(operation, dropping) else None
+        inner = plain_graph(operation) if holds(operation, dropping) else None
         if inner is None:
             return operation(*args, **kwargs)
         # `call` itself runs the layers one by one, so that they become part of the outer graph.
         return _opened(inner, dropping).call(*args, **kwargs)
 
-    return _anew(graph, call)
+    return anew(graph, call)
 
 
 def _cut(graph, dropping):
@@ -72,11 +70,4 @@ def _cut(graph, dropping):
             random.update(id(tensor) for tensor in keras.tree.flatten(output))
         return output
 
-    return _anew(graph, call), list(between.values())
-
-
-def _anew(graph, call):
-    # The layers run anew, since a layer doesn't say which of its outputs is of which graph.
-    return keras.models.clone_model(
-        graph, graph.input, clone_function=lambda layer: layer, call_function=call
-    )
+    return anew(graph, call), list(between.values())

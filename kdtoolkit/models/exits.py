@@ -11,8 +11,8 @@ import re
 import keras
 from keras import layers as keras_layers
 
+from kdtoolkit.inner import has_graph, names_in_graph, reader
 from kdtoolkit.models.factory import LayerFactory
-from kdtoolkit.models.inner import has_graph, names_in_graph, reader
 from kdtoolkit.taps import find_layer
 
 BOTTLENECKS = ("conv", "separable")
@@ -237,7 +237,7 @@ def _reduction(reductions, number, path, tensor, count):
 
 
 def _check_arguments(model, layers, reductions, bottleneck):
-    outputs = (getattr(model, "outputs", None) or []) if isinstance(model, keras.Model) else []
+    outputs = model.outputs if has_graph(model) else []
     if len(outputs) != 1 or len(outputs[0].shape) != 2:
         raise ValueError(
             "`model` must be a functional or built sequential model with one output, logits "

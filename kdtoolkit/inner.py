@@ -6,24 +6,46 @@ from keras import layers
 from kdtoolkit.taps import Tapped
 
 
+def plain_graph(operation):
+    """A model's graph as a plain functional model on the same layers; None for what has none."""
+    if not isinstance(operation, keras.Model) or not getattr(operation, "inputs", None):
+        return None
+    sequential = isinstance(operation, keras.Sequential)
+    inputs, output = (
+        (operation.inputs[0], operation.outputs[0])
+        if sequential
+        else (operation.input, operation.output)
+    )
+    plain = keras.Model(inputs, output)
+    # A subclass may have inputs and yet do something else with them.
+    follows = type(operation).call in (keras.Sequential.call, type(plain).call)
+    return plain if follows else None
+
+
 def has_graph(operation):
-    """Whether this is a functional or built sequential model."""
-    return isinstance(operation, keras.Model) and bool(getattr(operation, "inputs", None))
+    """Whether this is a functional or built sequential model, and runs as its graph says."""
+    return plain_graph(operation) is not None
+
+
+def anew(graph, call):
+    """Run a plain functional model's layers anew, each by `call(operation, *args, **kwargs)`.
+
+    A layer doesn't say which of its outputs is of which graph, so whoever wants to read inner
+    tensors makes a graph of its own. Returns a functional model on the inputs of `graph`.
+    """
+    return keras.models.clone_model(
+        graph, graph.input, clone_function=lambda layer: layer, call_function=call
+    )
 
 
 def reader(model, paths):
     """A functional model on the same layers that returns `[output, *tensors of the paths]`.
 
-    The layers run anew, since a layer doesn't say which of its outputs is of which graph; and
-    nested models on the paths are opened.
+    Nested models on the paths are opened.
     """
-    sequential = isinstance(model, keras.Sequential)
-    inputs, output = (
-        (model.inputs[0], model.outputs[0]) if sequential else (model.input, model.output)
-    )
-    # A plain one, since a sequential model has no graph and a subclass may be made in another way.
-    output, found = _run_anew(keras.Model(inputs, output), paths)
-    return keras.Model(inputs, [output, *(found[path] for path in paths)])
+    graph = plain_graph(model)
+    output, found = _run_anew(graph, paths)
+    return keras.Model(graph.input, [output, *(found[path] for path in paths)])
 
 
 def _single(path, value):
@@ -55,9 +77,7 @@ def _run_anew(model, paths):
             found[path].append(_single(path, args[0] if path.endswith(":input") else output))
         return output
 
-    copy = keras.models.clone_model(
-        model, model.input, clone_function=lambda layer: layer, call_function=call
-    )
+    copy = anew(model, call)
     for path, tensors in found.items():
         if len(tensors) != 1:
             raise ValueError(
