@@ -9,6 +9,8 @@ from kdtoolkit.files import draft_of
 
 #: What every row is compared with: alone, and alone with the same images.
 BASES = ("baseline", "baseline + mixup")
+#: And in the CSV: with each teacher, without exits.
+AGAINST = (*BASES, "offline, teacher 1", "offline, teacher 2")
 
 
 def write(options, rows):
@@ -21,9 +23,9 @@ def write(options, rows):
     columns = dict.fromkeys([*(key for row in rows for key in row), "ensemble_accuracy"])
     rows = [{key: row.get(key) for key in columns} for row in rows]
     evaluation.write_csv(rows, f"{start}_runs.csv", overwrite=True)
-    bases = [base for base in BASES if base in {row["method"] for row in rows}]
+    bases = [base for base in AGAINST if base in {row["method"] for row in rows}]
     if not bases:
-        raise SystemExit(f"Nothing to compare with. Run one of {BASES} too, or use --no-report.")
+        raise SystemExit(f"Nothing to compare with. Run one of {AGAINST}, or use --no-report.")
     lines = [line for base in bases for line in lines_of(options, rows, base)]
     evaluation.write_csv(lines, f"{start}.csv", overwrite=True)
     with draft_of(f"{start}.png", True) as draft:
