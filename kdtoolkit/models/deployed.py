@@ -85,5 +85,5 @@ def _outputs_of(model, keys):
         )
     for key in keys:
         if key not in outputs:
-            raise ValueError(f"The output must be one of {sorted(outputs)}. Received: {key!r}")
+            raise ValueError(f"`key` must be one of {sorted(outputs)}. Received: key={key!r}")
     return outputs
