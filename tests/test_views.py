@@ -453,6 +453,6 @@ def test_a_subclassed_network_takes_losses_and_metrics_given_once():
 
 
 def test_views_of_different_shapes_are_refused():
-    network = keras.Sequential([keras.Input((None, 2)), layers.GlobalAveragePooling1D()])
+    network = keras.Sequential([keras.Input((5, 2)), layers.GlobalAveragePooling1D()])
     with pytest.raises(ValueError, match="Both views must have one shape"):
-        kd.two_views(network, layers.Cropping1D(1), None)(np.ones((2, 5, 2)), training=True)
+        kd.two_views(network, layers.Cropping1D(1), None)
