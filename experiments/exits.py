@@ -262,10 +262,8 @@ def parse(arguments):
     parser.add_argument("--no-report", dest="report", action="store_false")
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs"))
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("experiments/results"))
-    given = parser.parse_args(arguments)
-    chosen = {key: value for key, value in vars(given).items() if value is not None}
-    options = {**dict.fromkeys(vars(given)), **PRESETS[given.data], **chosen}
-    options["methods"] = [known[name] for name in given.methods or known]
+    options = losses.over_preset(parser.parse_args(arguments), PRESETS)
+    options["methods"] = [known[name] for name in options["methods"] or known]
     return argparse.Namespace(**options)
 
 

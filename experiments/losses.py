@@ -386,6 +386,12 @@ def main(arguments=None):
         report(options)
 
 
+def over_preset(given, presets):
+    """A dict of all options: those of the preset, but for what was given."""
+    chosen = {key: value for key, value in vars(given).items() if value is not None}
+    return {**dict.fromkeys(vars(given)), **presets[given.data], **chosen}
+
+
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     known = {method.name: method for method in METHODS}
@@ -404,11 +410,9 @@ def parse(arguments):
     parser.add_argument("--no-report", dest="report", action="store_false")
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs"))
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("experiments/results"))
-    given = parser.parse_args(arguments)
-    chosen = {key: value for key, value in vars(given).items() if value is not None}
-    options = {**dict.fromkeys(vars(given)), **PRESETS[given.data], **chosen}
+    options = over_preset(parser.parse_args(arguments), PRESETS)
     # Everything is compared with the student alone.
-    names = dict.fromkeys(["student alone", *(given.methods or known)])
+    names = dict.fromkeys(["student alone", *(options["methods"] or known)])
     options["methods"] = [known[name] for name in names]
     return argparse.Namespace(**options)
 

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from kdtoolkit.data.keys import is_arrays, strip
+from kdtoolkit.inner import squashes
 from kdtoolkit.outputs import layer_names
 from kdtoolkit.progress import LastCallback, TeacherPolicy
 from kdtoolkit.sources.numbering import with_example_ids
@@ -32,11 +33,8 @@ def ends_in_softmax(model, key=None):
         if names and key is not None:
             names = [layer_names(model)[key]]
         last = [layer for layer in model.layers if layer.name in names]
-    squashing = (keras.activations.softmax, keras.activations.sigmoid)
     return any(
-        isinstance(layer, keras.layers.Softmax)
-        or getattr(layer, "activation", None) in squashing
-        or (isinstance(layer, keras.Model) and ends_in_softmax(layer))
+        squashes(layer) or (isinstance(layer, keras.Model) and ends_in_softmax(layer))
         for layer in last
     )
 

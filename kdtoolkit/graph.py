@@ -141,10 +141,9 @@ class TransferGraph(keras.layers.Layer):
         nodes = self.networks
         seeing = [name for name in nodes if self.preprocess(name) is not None]
         checks.check_input_shapes(nodes, seeing)
-        for name in self.logit_nodes:
-            checks.check_logits(name, nodes[name])
-        for name, key in self._logit_outputs():
-            checks.check_logits(name, nodes[name], key)
+        for name, path in self._logit_ends():
+            if path is None or path in (keys_of(nodes[name]) or ()):
+                checks.check_logits(name, nodes[name], path)
         specs = {name: checks.input_spec(model) for name, model in nodes.items()}
         if all(spec is not None for spec in specs.values()):
             self._connect(self._raw, specs)
@@ -152,14 +151,12 @@ class TransferGraph(keras.layers.Layer):
     @property
     def logit_nodes(self):
         """Names of the networks whose output some transfer reads as logits."""
-        ends = [end for e in self.edges if e.transfer.reads_logits for end in e.ends]
-        return sorted({name for name, paths in ends if None in paths and name in self._taps})
+        return sorted({name for name, path in self._logit_ends() if path is None})
 
-    def _logit_outputs(self):
-        """`(name of a network, key of its output)` of what transfers read as logits."""
+    def _logit_ends(self):
+        """`(name of a network, path)` of what transfers read as logits; None is its output."""
         ends = [end for e in self.edges if e.transfer.reads_logits for end in e.ends]
-        ends = [(name, path) for name, paths in ends for path in paths if name in self._taps]
-        return [(name, path) for name, path in ends if path in (keys_of(self.network(name)) or ())]
+        return [(name, path) for name, paths in ends for path in paths if name in self._taps]
 
     def connect(self, x):
         """Connect networks whose shapes only the first batch tells (subclassed models)."""

@@ -16,15 +16,17 @@ def plain_graph(operation):
         if sequential
         else (operation.input, operation.output)
     )
-    plain = keras.Model(inputs, output)
+    plain = keras.Model(inputs, output, name=operation.name)
     # A subclass may have inputs and yet do something else with them.
     follows = type(operation).call in (keras.Sequential.call, type(plain).call)
     return plain if follows else None
 
 
-def has_graph(operation):
-    """Whether this is a functional or built sequential model, and runs as its graph says."""
-    return plain_graph(operation) is not None
+def squashes(operation):
+    """Whether a layer gives probabilities: a softmax or sigmoid, or one as its activation."""
+    activation = getattr(operation, "activation", None)
+    squashing = (keras.activations.softmax, keras.activations.sigmoid)
+    return isinstance(operation, layers.Softmax) or activation in squashing
 
 
 def anew(graph, call):
@@ -38,12 +40,11 @@ def anew(graph, call):
     )
 
 
-def reader(model, paths):
+def reader(graph, paths):
     """A functional model on the same layers that returns `[output, *tensors of the paths]`.
 
-    Nested models on the paths are opened.
+    Nested models on the paths are opened. `graph` is a plain functional model.
     """
-    graph = plain_graph(model)
     output, found = _run_anew(graph, paths)
     return keras.Model(graph.input, [output, *(found[path] for path in paths)])
 
@@ -93,9 +94,10 @@ def _behind(path):
 
 def _opened(operation, paths, args, kwargs):
     """Run a part of a graph: `[output, *tensors of the paths in it]`."""
-    if has_graph(operation):
+    graph = plain_graph(operation)
+    if graph is not None:
         # `call` itself runs the layers one by one, so that they become part of the outer graph.
-        return reader(operation, paths).call(*args, **kwargs)
+        return reader(graph, paths).call(*args, **kwargs)
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
     given = keras.tree.flatten((args, {k: v for k, v in kwargs.items() if k != "training"}))
     if not all(isinstance(value, keras.KerasTensor) for value in given):
@@ -108,11 +110,18 @@ def _opened(operation, paths, args, kwargs):
     return [tapped["output"], *(tapped[path] for path in paths)]
 
 
-def names_in_graph(model, paths):
-    """Names of all operations, with those in nested models that the paths open."""
-    for operation in getattr(model, "operations", None) or model.layers:
-        inner = [_behind(path) for path in paths if path.startswith(f"{operation.name}/")]
-        if inner and has_graph(operation):
-            yield from names_in_graph(operation, inner)
+def names_in_graph(graph, opens, prefix=""):
+    """Names of all operations, with those in nested models that are opened.
+
+    Args:
+        graph: a plain functional model.
+        opens: function `(operation, path)`, the path with a slash at its end.
+        prefix: path of `graph` itself.
+    """
+    for operation in graph.operations:
+        path = f"{prefix}{operation.name}/"
+        inner = plain_graph(operation) if opens(operation, path) else None
+        if inner is not None:
+            yield from names_in_graph(inner, opens, path)
         elif not isinstance(operation, layers.InputLayer):
             yield operation.name

@@ -144,15 +144,25 @@ def own_exits(model, preset="byot", *, teachers=(), features=None, student="stud
 
 def _to_exit(key, paths, use, student):
     """The transfers from the last output and its features to one exit; those of weight 0 aren't."""
-    ends = {"source": student, "student": student}
     if use.soft:
-        read = {"source_layer": "last", "student_layer": key}
         soft = SoftTargets(use.temperature)
-        yield Transfer(soft, **ends, **read, weight=use.soft, name=f"{key}_soft_targets")
+        yield _within(student, "last", key, soft, use.soft, f"{key}_soft_targets")
     if use.hint:
-        read = {"source_layer": paths["last"], "student_layer": paths[key]}
         same = Hint(project=False)
-        yield Transfer(same, **ends, **read, weight=use.hint, name=f"{key}_features")
+        yield _within(student, paths["last"], paths[key], same, use.hint, f"{key}_features")
+
+
+def _within(student, source_layer, student_layer, loss, weight, name):
+    """A transfer from one place in a student to another."""
+    return Transfer(
+        loss,
+        source=student,
+        student=student,
+        source_layer=source_layer,
+        student_layer=student_layer,
+        weight=weight,
+        name=name,
+    )
 
 
 def _features_of(model, features):
@@ -265,14 +275,13 @@ def collaborative(count, *, temperature=2.0, weight=0.5, student="student"):
 
 def _to_each_branch(sources, teacher, temperature, weight, student):
     return [
-        Transfer(
+        _within(
+            student,
+            source,
+            f"branch{k}",
             SoftTargets(temperature),
-            source=student,
-            student=student,
-            source_layer=source,
-            student_layer=f"branch{k}",
-            weight=weight,
-            name=f"{teacher}_to_branch{k}",
+            weight,
+            f"{teacher}_to_branch{k}",
         )
         for k, source in enumerate(sources, start=1)
     ]
@@ -328,14 +337,6 @@ def views(direction="both", *, temperature=3.0, weight=1.0, student="student"):
             f"`direction` must be one of {sorted(ways)}. Received: direction={direction!r}"
         )
     return [
-        Transfer(
-            SoftTargets(temperature),
-            source=student,
-            student=student,
-            source_layer=source,
-            student_layer=view,
-            weight=weight,
-            name=f"{source}_to_{view}",
-        )
+        _within(student, source, view, SoftTargets(temperature), weight, f"{source}_to_{view}")
         for source, view in ways[direction]
     ]

@@ -3,7 +3,7 @@
 import keras
 
 from kdtoolkit.dropout.family import holds
-from kdtoolkit.inner import anew, plain_graph
+from kdtoolkit.inner import anew, names_in_graph, plain_graph
 
 
 def split(model, dropping):
@@ -24,7 +24,7 @@ def split(model, dropping):
     graph = plain_graph(model)
     if graph is None:
         return None, model
-    names = list(_names(graph, dropping))
+    names = list(names_in_graph(graph, lambda operation, _: holds(operation, dropping)))
     # Where layers of the models inside share a name, these stay whole.
     opened = _opened(graph, dropping) if len(set(names)) == len(names) else graph
     graph, between = _cut(opened, dropping)
@@ -32,16 +32,6 @@ def split(model, dropping):
     if all(id(tensor) in inputs for tensor in between):
         return None, model
     return keras.Model(graph.input, between), keras.Model(between, graph.output)
-
-
-def _names(graph, dropping):
-    """Names of all operations, with those in models that hold dropout."""
-    for operation in graph.operations:
-        inner = plain_graph(operation) if holds(operation, dropping) else None
-        if inner is not None:
-            yield from _names(inner, dropping)
-        elif not isinstance(operation, keras.layers.InputLayer):
-            yield operation.name
 
 
 def _opened(graph, dropping):

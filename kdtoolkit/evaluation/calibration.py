@@ -3,7 +3,7 @@
 import numpy as np
 
 from kdtoolkit.evaluation.extras import require
-from kdtoolkit.evaluation.files import write_figure
+from kdtoolkit.evaluation.files import written
 
 
 def calibration(outputs, y, *, bins=15, from_logits=True):
@@ -50,9 +50,7 @@ def calibration(outputs, y, *, bins=15, from_logits=True):
         {'accuracy': 0.5, 'confidence': 0.7, 'nll': 0.57, 'brier': 0.4, 'ece': 0.4, 'mce': 0.6}
     """
     logs, y = _log_probabilities(outputs, y, from_logits)
-    table = _reliability(logs, y, bins)
-    filled = [row for row in table if row["count"]]
-    gaps = [abs(row["accuracy"] - row["confidence"]) for row in filled]
+    filled = [row for row in _reliability(logs, y, bins) if row["count"]]
     chances = np.exp(logs)
     right = np.arange(logs.shape[1]) == y[:, None]
     return {
@@ -60,8 +58,8 @@ def calibration(outputs, y, *, bins=15, from_logits=True):
         "confidence": float(np.mean(chances.max(axis=1))),
         "nll": float(-np.mean(logs[right])),
         "brier": float(np.mean(np.sum((chances - right) ** 2, axis=1))),
-        "ece": sum(r["count"] / len(y) * gap for r, gap in zip(filled, gaps, strict=True)),
-        "mce": max(gaps),
+        "ece": _expected_error(filled),
+        "mce": max(_gap(row) for row in filled),
     }
 
 
@@ -126,16 +124,24 @@ def plot_reliability(
     for index, (name, outputs) in enumerate(networks.items()):
         logs, labels = _log_probabilities(outputs, y, from_logits)
         rows = [row for row in _reliability(logs, labels, bins) if row["count"]]
-        ece = calibration(outputs, y, bins=bins, from_logits=from_logits)["ece"]
+        ece = _expected_error(rows)
         points = [[row[key] for row in rows] for key in ("confidence", "accuracy")]
         sizes = [15 + 150 * row["count"] / len(labels) for row in rows]
         axes.plot(*points, color=f"C{index}", label=f"{name}, ece {100 * ece:.1f} %")
         axes.scatter(*points, s=sizes, color=f"C{index}", alpha=0.7)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="Confidence", ylabel="Accuracy", title=title or "")
     axes.legend(loc="upper left")
-    if path is not None:
-        write_figure(figure, path, overwrite)
-    return figure
+    return written(figure, path, overwrite)
+
+
+def _gap(row):
+    return abs(row["accuracy"] - row["confidence"])
+
+
+def _expected_error(filled):
+    """The ece of the bins that hold something."""
+    examples = sum(row["count"] for row in filled)
+    return sum(row["count"] / examples * _gap(row) for row in filled)
 
 
 def _reliability(logs, y, bins):

@@ -22,6 +22,13 @@ def write_figure(figure, path, overwrite):
         figure.savefig(draft, dpi=150)
 
 
+def written(figure, path, overwrite):
+    """Writes a figure where a path is given. Returns the figure."""
+    if path is not None:
+        write_figure(figure, path, overwrite)
+    return figure
+
+
 def write_csv(rows, path, overwrite=False):
     """Writes rows to a CSV file with a header.
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from kdtoolkit.evaluation.extras import require
-from kdtoolkit.evaluation.files import write_figure
+from kdtoolkit.evaluation.files import written
 from kdtoolkit.evaluation.landscape import curves_of, mean_and_sd
 
 _MARKERS = "os^Dvp"
@@ -55,7 +55,7 @@ def plot_noise_curves(rows, path=None, *, title=None, log=False, overwrite=False
         _label(axes, _NOISE[relative], "Loss, mean ± sd over draws")
         axes.set_yscale("log" if log else "linear")
         axes.legend()
-    return _written(figure, path, overwrite)
+    return written(figure, path, overwrite)
 
 
 def plot_line(rows, path=None, *, title=None, log=False, overwrite=False):
@@ -89,7 +89,7 @@ def plot_line(rows, path=None, *, title=None, log=False, overwrite=False):
     _label(axes, "Position α", "Loss")
     axes.set_yscale("log" if log else "linear")
     axes.legend()
-    return _written(figure, path, overwrite)
+    return written(figure, path, overwrite)
 
 
 def plot_contours(rows, path=None, *, title=None, log=False, levels=15, overwrite=False):
@@ -124,7 +124,7 @@ def plot_contours(rows, path=None, *, title=None, log=False, levels=15, overwrit
     axes.set_aspect("equal")
     axes.set_title(_LOSS[log], fontsize="medium")
     _label(axes, "Position α", "Position β")
-    return _written(figure, path, overwrite)
+    return written(figure, path, overwrite)
 
 
 def plot_surface(rows, path=None, *, title=None, log=False, overwrite=False):
@@ -153,7 +153,7 @@ def plot_surface(rows, path=None, *, title=None, log=False, overwrite=False):
     axes.locator_params(nbins=5)
     _label(axes, "Position α", "Position β")
     axes.set_zlabel(_LOSS[log])
-    return _written(figure, path, overwrite)
+    return written(figure, path, overwrite)
 
 
 def _draw_band(axes, curves, name, index):
@@ -205,9 +205,3 @@ def _figure(title, width=6.0):
 def _label(axes, x, y):
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-
-
-def _written(figure, path, overwrite):
-    if path is not None:
-        write_figure(figure, path, overwrite)
-    return figure

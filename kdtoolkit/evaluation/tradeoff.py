@@ -4,7 +4,7 @@ import math
 import numbers
 
 from kdtoolkit.evaluation.extras import require
-from kdtoolkit.evaluation.files import write_figure
+from kdtoolkit.evaluation.files import written
 
 _LATENCY = "Latency ({}), median; line from the fastest run to the 95th percentile"
 # What an axis says, and its unit in that of the rows.
@@ -101,9 +101,7 @@ def plot_tradeoff(rows, path=None, *, x="latency_ms", title=None, overwrite=Fals
     axes.spines[["top", "right"]].set_visible(False)
     if title is not None:
         axes.set_title(title)
-    if path is not None:
-        write_figure(figure, path, overwrite)
-    return figure
+    return written(figure, path, overwrite)
 
 
 def _axis(x, rows):

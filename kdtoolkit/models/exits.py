@@ -11,7 +11,7 @@ import re
 import keras
 from keras import layers as keras_layers
 
-from kdtoolkit.inner import has_graph, names_in_graph, reader
+from kdtoolkit.inner import names_in_graph, plain_graph, reader, squashes
 from kdtoolkit.models.factory import LayerFactory
 from kdtoolkit.taps import find_layer
 
@@ -92,13 +92,14 @@ def attach_exits(
         >>> student.get_layer("stage2") is network.get_layer("stage2")
         True
     """
-    _check_arguments(model, layers, reductions, bottleneck)
-    classifier = _classifier_path(model, required=features is None)
+    graph = plain_graph(model)
+    _check_arguments(model, graph, layers, reductions, bottleneck)
+    classifier = _classifier_path(graph, required=features is None)
     features = features or f"{classifier}:input"
     for path in [*layers, features]:
         find_layer(model, path)
-    _check_names(model, [*layers, features], classifier)
-    read = reader(model, [*layers, features])
+    _check_names(graph, [*layers, features], classifier)
+    read = reader(graph, [*layers, features])
     output, *tensors, last = read.outputs
     if len(last.shape) != 2:
         raise ValueError(
@@ -114,31 +115,27 @@ def attach_exits(
     return keras.Model(read.input, outputs, name=name or f"{model.name}_exits")
 
 
-def _classifier_path(model, required):
-    """Path of the dense layer that gives a model's output, without an activation.
+def _classifier_path(graph, required):
+    """Path of the dense layer that gives a graph's output, without an activation.
 
     Raises:
         ValueError: the output is a softmax; or it comes from something else, where that is needed.
     """
-    if isinstance(model, keras.Sequential):
-        last = model.layers[-1]
-    else:
-        # Not all operations of a graph are layers.
-        last = next(o for o in model.operations if o.name == model.output_names[0])
-    if has_graph(last):
-        return f"{last.name}/{_classifier_path(last, required)}"
-    activation = getattr(last, "activation", keras.activations.linear)
-    squashing = (keras.activations.softmax, keras.activations.sigmoid)
-    if activation in squashing or isinstance(last, keras_layers.Softmax):
+    # Not all operations of a graph are layers.
+    last = next(o for o in graph.operations if o.name == graph.output_names[0])
+    inner = plain_graph(last)
+    if inner is not None:
+        return f"{last.name}/{_classifier_path(inner, required)}"
+    if squashes(last):
         raise ValueError(
-            f"'{model.name}' ends in a softmax or sigmoid, expected logits. Build the last layer "
+            f"'{graph.name}' ends in a softmax or sigmoid, expected logits. Build the last layer "
             "without an activation; or wrap a network that can't be rebuilt, "
             "`kd.as_logits(model)`, and say with `features` what its classifier reads"
         )
-    dense = isinstance(last, keras_layers.Dense) and activation is keras.activations.linear
+    dense = isinstance(last, keras_layers.Dense) and last.activation is keras.activations.linear
     if required and not dense:
         raise ValueError(
-            f"'{model.name}' ends in '{last.name}', {type(last).__name__}, and not in a dense "
+            f"'{graph.name}' ends in '{last.name}', {type(last).__name__}, and not in a dense "
             "layer without an activation. Say with `features` the path of what the classifier "
             "reads, such as 'features', or 'logits:input' for what goes into that layer"
         )
@@ -236,8 +233,8 @@ def _reduction(reductions, number, path, tensor, count):
     return k
 
 
-def _check_arguments(model, layers, reductions, bottleneck):
-    outputs = model.outputs if has_graph(model) else []
+def _check_arguments(model, graph, layers, reductions, bottleneck):
+    outputs = [] if graph is None else graph.outputs
     if len(outputs) != 1 or len(outputs[0].shape) != 2:
         raise ValueError(
             "`model` must be a functional or built sequential model with one output, logits "
@@ -256,14 +253,16 @@ def _check_arguments(model, layers, reductions, bottleneck):
     _check_reductions(reductions, layers, bottleneck)
 
 
-def _check_names(model, paths, classifier):
+def _check_names(graph, paths, classifier):
     """Refuse names that would be taken twice, or stand for an output, in the result's graph."""
-    names = list(names_in_graph(model, paths))
+    names = list(
+        names_in_graph(graph, lambda _, inside: any(path.startswith(inside) for path in paths))
+    )
     twice = [name for name, count in collections.Counter(names).items() if count > 1]
     if twice:
         raise ValueError(
             "The layers of nested models on the paths become layers of the result, which needs "
-            f"different names for all. Received: {twice} more than once in '{model.name}'. Rename "
+            f"different names for all. Received: {twice} more than once in '{graph.name}'. Rename "
             "one of each, or name a layer outside the nested model"
         )
     taken = [name for name in names if re.fullmatch(r"last|exit[1-9][0-9]*(_.*)?", name)]
@@ -271,7 +270,7 @@ def _check_names(model, paths, classifier):
     if [name for name in taken if name != "last" or classifier.rpartition("/")[2] != "last"]:
         raise ValueError(
             "'last', 'exit1', 'exit1_...' are the names of the result's outputs and of the exits' "
-            f"layers. Expected other names in '{model.name}', which has exits already if it came "
+            f"layers. Expected other names in '{graph.name}', which has exits already if it came "
             f"from `attach_exits`: then take the network without. Received: {taken}"
         )
 
