@@ -3,9 +3,13 @@
     export TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1  # less noise beside other work
     python benchmarks/dropout_time.py --rounds 5 --out benchmarks/results
 
-A convnet whose dropout is behind its convolutions, as in most. Both run in turn in one process,
-once before they are timed; the table gives medians over the rounds of their ratio in the same
-round. The limit is what multiplications alone would allow, with the convolutions run once.
+A convnet whose dropout is behind its convolutions, as in most. All run in turn in one process, once
+before they are timed; the table gives medians over the rounds of ratios within a round. The limit
+is what multiplications alone would allow, with the convolutions run once.
+
+"standard" is one pass in inference mode, "distilled" one of the same network made without dropout,
+as a student is: both the mean of as many passes as there are samples. Ratios to "standard" are of
+processor time.
 """
 
 import argparse
@@ -27,13 +31,13 @@ from kdtoolkit.dropout.split import split  # noqa: E402
 CLASSES, DROPOUT = 10, 0.5
 
 
-def make_network(args):
+def make_network(args, dropout):
     return kd.models.convnet(
         (args.size, args.size, 3),
         CLASSES,
         filters=args.filters,
         dense=args.dense,
-        dropout=DROPOUT,
+        dropout=dropout,
         seed=0,
     )
 
@@ -71,18 +75,27 @@ def sampled(teacher, x, args):
     return teacher.predict(x, args.batch, verbose=0, samples=args.samples).probabilities
 
 
+def plain(network, x, args):
+    for _ in range(args.samples):
+        for start in range(0, len(x), args.batch):
+            network.predict_on_batch(x[start : start + args.batch])
+
+
 def timed(function, *arguments):
     wall, processor = time.perf_counter(), time.process_time()
     function(*arguments)
     return time.perf_counter() - wall, time.process_time() - processor
 
 
-def measure(teacher, x, args):
+def measure(network, student, x, args):
     """`{name: (wall, processor seconds)}` of each round."""
-    ways, rounds = {"naive": naive, "sampled": sampled}, []
+    teacher = kd.MonteCarloDropout(network)
+    ways = {"naive": (naive, teacher), "sampled": (sampled, teacher)}
+    ways |= {"standard": (plain, network), "distilled": (plain, student)}
+    rounds = []
     for index in range(-1, args.rounds):
         names = list(ways)[:: 1 if index % 2 else -1]
-        times = {name: timed(ways[name], teacher, x, args) for name in names}
+        times = {name: timed(*ways[name], x, args) for name in names}
         # The first round traces.
         if index >= 0:
             rounds.append(times)
@@ -90,20 +103,32 @@ def measure(teacher, x, args):
     return rounds
 
 
+def ratios(name, rounds, way, other, kind, factor=1):
+    """Median, least and most of a ratio over the rounds; `kind` 0 is wall, 1 processor time."""
+    found = [factor * times[way][kind] / times[other][kind] for times in rounds]
+    numbers = statistics.median(found), min(found), max(found)
+    names = name, f"{name}_min", f"{name}_max"
+    return {key: round(number, 2) for key, number in zip(names, numbers, strict=True)}
+
+
+def seconds(rounds, way):
+    return statistics.median(times[way][0] for times in rounds)
+
+
 def summarise(rounds, network, args):
-    wall, cpu = (
-        [times["naive"][kind] / times["sampled"][kind] for times in rounds] for kind in (0, 1)
-    )
+    samples = args.samples
     return {
-        "samples": args.samples,
+        "samples": samples,
         "examples": args.examples,
-        "times_faster": round(statistics.median(wall), 1),
-        "times_faster_min": round(min(wall), 1),
-        "times_faster_max": round(max(wall), 1),
-        "times_less_cpu": round(statistics.median(cpu), 1),
-        "limit_by_multiplications": round(limit(network, args.samples), 1),
-        "naive_seconds": round(statistics.median(times["naive"][0] for times in rounds), 2),
-        "sampled_seconds": round(statistics.median(times["sampled"][0] for times in rounds), 2),
+        **ratios("times_faster", rounds, "naive", "sampled", 0),
+        **ratios("times_less_cpu", rounds, "naive", "sampled", 1),
+        "limit_by_multiplications": round(limit(network, samples), 1),
+        **ratios("monte_carlo_over_standard", rounds, "sampled", "standard", 1, samples),
+        **ratios("naive_over_standard", rounds, "naive", "standard", 1, samples),
+        **ratios("distilled_over_standard", rounds, "distilled", "standard", 1),
+        "naive_seconds": round(seconds(rounds, "naive"), 2),
+        "sampled_seconds": round(seconds(rounds, "sampled"), 2),
+        "standard_seconds": round(seconds(rounds, "standard") / samples, 4),
     }
 
 
@@ -118,10 +143,10 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=pathlib.Path, help="folder for dropout_time.csv")
     args = parser.parse_args()
-    network = make_network(args)
+    network, student = make_network(args, DROPOUT), make_network(args, 0.0)
     random = np.random.default_rng(0)
     x = random.normal(size=(args.examples, args.size, args.size, 3)).astype("float32")
-    row = summarise(measure(kd.MonteCarloDropout(network), x, args), network, args)
+    row = summarise(measure(network, student, x, args), network, args)
     print(row)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)

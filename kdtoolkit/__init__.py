@@ -12,6 +12,8 @@ from kdtoolkit import models as models
 from kdtoolkit import schedules as schedules
 from kdtoolkit import sources as sources
 from kdtoolkit import wirings as wirings
+from kdtoolkit.cache import CachedTeacher as CachedTeacher
+from kdtoolkit.cache import cache_teacher as cache_teacher
 from kdtoolkit.distiller import Distiller as Distiller
 from kdtoolkit.dropout import MonteCarloDropout as MonteCarloDropout
 from kdtoolkit.ensemble import Ensemble as Ensemble

@@ -182,7 +182,7 @@ def one_per_example(sample_weight):
 
 
 def before_fit(distiller, x, callbacks):
-    """What a distiller looks at before it trains; returns the input, with ids where needed.
+    """What a distiller looks at before it trains; returns the input, with what sources need.
 
     Args:
         distiller: the `Distiller`.
@@ -196,6 +196,8 @@ def before_fit(distiller, x, callbacks):
     with placed(distiller):
         losses = [transfer.loss for transfer in distiller.transfers if transfer.needs_ids]
         x = with_example_ids(distiller.sources.values(), losses, x)
+        for source in distiller.sources.values():
+            x = source.attach(x)
     if not distiller.checked:
         check_sources(distiller.graph, x)
         distiller.checked = True

@@ -214,10 +214,9 @@ class Distiller(KeepsRandomStates, keras.Model):
                 label_loss = label_loss * ops.cast(self.label_weight, label_loss.dtype)
             total.append(label_loss)
         if transferring:
-            inputs, example_id = strip(x)
-            context = context_of(y, sample_weight, example_id, self.epoch, self.progress)
+            context = context_of(x, y, sample_weight, self.epoch, self.progress)
             training = steps.stage() is Stage.TRAIN
-            total += self.graph.losses_of(inputs, y_pred, context, training)
+            total += self.graph.losses_of(strip(x)[0], y_pred, context, training)
         # A zero, since evaluation may have nothing to measure: memories say nothing of other data.
         total = [ops.cast(loss, keras.config.floatx()) for loss in [0.0, *total]]
         return ops.sum(ops.stack(total))

@@ -4,18 +4,20 @@ import keras
 from keras import ops
 
 from kdtoolkit import checks, wiring
+from kdtoolkit.data.keys import stored, strip
 from kdtoolkit.outputs import keys_of
 from kdtoolkit.sources import Source
 from kdtoolkit.steps import learner, whole
 from kdtoolkit.taps import Taps, in_stage, output_spec, spec_of
 
 
-def context_of(labels, sample_weight, example_id, epoch, progress):
+def context_of(x, labels, sample_weight, epoch, progress):
     """What losses and sources may ask for beside the networks' outputs, by name."""
     return {
         "labels": labels,
         "sample_weight": checks.one_per_example(sample_weight),
-        "example_id": example_id,
+        "example_id": strip(x)[1],
+        "stored": stored(x),
         "epoch": ops.convert_to_tensor(epoch),
         "progress": ops.convert_to_tensor(progress),
     }
@@ -130,10 +132,12 @@ class TransferGraph(keras.layers.Layer):
                 paths[name] += [path for path in found if path is not None]
         networks = self.networks
         for name in paths.keys() - networks.keys():
-            if paths[name]:
+            held = self.node(name).layers_held
+            if not set(paths[name]) <= set(held):
+                known = f"source_layer=None{f' or one of {list(held)}' if held else ''}"
                 raise ValueError(
-                    f"Source '{name}' holds outputs and has no layers. Expected a transfer with "
-                    f"source_layer=None. Received: source_layer={paths[name]}"
+                    f"Source '{name}' holds outputs and has no layers{' but these' * bool(held)}. "
+                    f"Expected a transfer with {known}. Received: source_layer={paths[name]}"
                 )
         return {name: Taps(network, paths[name]) for name, network in networks.items()}
 
@@ -172,7 +176,7 @@ class TransferGraph(keras.layers.Layer):
             output = self._outputs_of(students, views)
             models = keras.tree.map_structure(self.node, students)
             self.node(name).connect(models, output)
-            views.setdefault(name, {"output": self.node(name).form(output), "taps": {}})
+            views.setdefault(name, self.node(name).form(output))
         for edge in self.edges:
             shapes = [
                 [tuple(tensor.shape) for tensor in self._read(views, *end)] for end in edge.ends

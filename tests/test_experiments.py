@@ -97,6 +97,61 @@ def test_own_exits_end_in_lines_and_a_picture(tmp_path, monkeypatch, capsys):
     assert "self" in capsys.readouterr().out
 
 
+def test_rows_of_dropout_distillation_run_and_go_on_where_they_were(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    monkeypatch.setenv("COLUMNS", "160")
+    dropout = importlib.import_module("dropout")
+    monkeypatch.setattr(dropout, "REFERENCE_SAMPLES", 10)
+    methods = ["standard", "monte carlo (100)", "distilled, more images", "0.125 of all: distilled"]
+    command = ["digits", "--seeds", "1", "--epochs", "1", "--distil-epochs", "1", "--dense", "16"]
+    command += ["--max-train", "50", "--unlabelled", "50", "--methods", *methods]
+    command += ["--runs", str(tmp_path), "--out", str(tmp_path / "out")]
+    dropout.main(command)
+    rows = read_csv(tmp_path / "out/dropout_digits_runs.csv")
+    assert [row["method"] for row in rows] == methods
+    assert all(0 <= row["test_accuracy"] <= 1 and row["kl_to_mean"] >= 0 for row in rows)
+    assert [row["val_accuracy"] is None for row in rows] == [False, True, False, False]
+    # Trained again, they would have taken another time.
+    dropout.main(command)
+    assert read_csv(tmp_path / "out/dropout_digits_runs.csv") == rows
+    assert "0.125 of all: distilled" in capsys.readouterr().out
+
+
+def test_dropout_distillation_ends_in_lines_and_a_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    monkeypatch.setenv("COLUMNS", "160")
+    dropout, report = (importlib.import_module(name) for name in ("dropout", "dropout_report"))
+    accuracies = {
+        "standard": (0.5, 0.6),
+        "labels again": (0.4, None),
+        "distilled, test": (0.7, 0.6),
+    }
+    accuracies |= {"0.5 of all: labels": (None, 0.3)}
+    rows = [
+        {"method": method, "seed": seed, "test_accuracy": value, "nll": 2 * value}
+        | {"brier": value, "ece": 0.1, "kl_to_mean": 0.2 + seed}
+        for method, values in accuracies.items()
+        for seed, value in enumerate(values)
+        if value is not None
+    ]
+    options = dropout.parse(["digits", "--methods", *accuracies, "--out", str(tmp_path)])
+    report.write(options, rows)
+    lines = read_csv(tmp_path / "dropout_digits.csv")
+    found = {(line["against"], line["method"]): line for line in lines}
+    line = found["standard", "distilled, test"]
+    assert line["difference"] == pytest.approx(0.1) and line["nll_difference"] == pytest.approx(0.2)
+    assert (line["error_mean"], line["nll"]) == (pytest.approx(0.35), pytest.approx(1.3))
+    # Of what is there, the seeds that both have.
+    line = found["labels again", "distilled, test"]
+    assert (line["seeds"], line["kl_to_mean"], line["difference"]) == (1, 0.2, None)
+    assert found["standard", "0.5 of all: labels"]["error_mean"] == pytest.approx(0.7)
+    assert ("labels again", "0.5 of all: labels") not in found
+    assert (tmp_path / "dropout_digits.png").stat().st_size > 5_000
+    assert "distilled, test" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="Nothing to compare with"):
+        report.write(options, rows[-1:])
+
+
 def test_every_method_of_the_comparison_names_a_loss_that_exists(monkeypatch):
     monkeypatch.syspath_prepend(EXPERIMENTS)
     methods = importlib.import_module("loss_methods").METHODS

@@ -2,11 +2,13 @@
 
 from kdtoolkit.data.augment import Augmentation as Augmentation
 from kdtoolkit.data.augment import FlipShift as FlipShift
+from kdtoolkit.data.augment import ZeroPixels as ZeroPixels
 from kdtoolkit.data.digits import load_digits as load_digits
 from kdtoolkit.data.keys import EXAMPLE_ID as EXAMPLE_ID
 from kdtoolkit.data.keys import INPUTS as INPUTS
 from kdtoolkit.data.keys import strip as strip
 from kdtoolkit.data.keys import with_ids as with_ids
+from kdtoolkit.data.keys import with_views as with_views
 from kdtoolkit.data.mixing import CutMix as CutMix
 from kdtoolkit.data.mixing import Mixer as Mixer
 from kdtoolkit.data.mixing import Mixup as Mixup

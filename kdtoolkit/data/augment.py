@@ -4,6 +4,7 @@ Keras's own layers do not give it: `RandomTranslation` interpolates, and `Random
 window for all images of a batch.
 """
 
+import numbers
 from typing import Protocol, runtime_checkable
 
 import keras
@@ -49,6 +50,86 @@ class Augmentation(Protocol):
             images: NumPy array `(batch, ...)`. Not to be changed in place.
             draws: NumPy array `(batch, ...)`, rows of what `draw` returned.
         """
+
+
+class Augmentations:
+    """Several augmentations, one after the other, as one.
+
+    Args:
+        parts: list of `Augmentation`.
+    """
+
+    def __init__(self, parts):
+        self.parts = list(parts)
+
+    def draw(self, generator, count):
+        """Returns one array `(count,)` with a field for each part."""
+        draws = [np.asarray(part.draw(generator, count)) for part in self.parts]
+        fields = [(str(i), each.dtype, each.shape[1:]) for i, each in enumerate(draws)]
+        together = np.empty(count, fields)
+        for index, each in enumerate(draws):
+            together[str(index)] = each
+        return together
+
+    def apply(self, images, draws):
+        """Returns the images after all parts."""
+        for index, part in enumerate(self.parts):
+            images = part.apply(images, draws[str(index)])
+        return images
+
+
+class ZeroPixels:
+    """Sets each pixel to zero with a given probability, all its channels together.
+
+    On normalised images zero is the mean colour. What stays isn't scaled up, unlike in dropout.
+    For an `ArrayPipeline`, so that teacher and student see the same image.
+
+    Source: Bulo, Porzi and Kontschieder, "Dropout Distillation" (ICML 2016): training images are
+    perturbed with 0.2 for the distillation. That whole pixels are zeroed and not single channels is
+    this library's reading.
+
+    Args:
+        rate: in [0, 1), the probability. Defaults to 0.2.
+
+    Raises:
+        ValueError: for a rate out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdtoolkit import data
+        >>> zero, images = data.ZeroPixels(0.5), np.ones((2, 2, 2, 3), "float32")
+        >>> drawn = zero.draw(np.random.default_rng(0), 2)
+        >>> zero.apply(images, drawn)[0, :, :, 0].tolist()
+        [[0.0, 1.0], [0.0, 0.0]]
+    """
+
+    def __init__(self, rate=0.2):
+        if not (isinstance(rate, numbers.Real) and 0 <= rate < 1):
+            raise ValueError(
+                "`rate` of ZeroPixels must be a probability from 0 to below 1. "
+                f"Received: rate={rate!r}"
+            )
+        self.rate = float(rate)
+
+    def draw(self, generator, count):
+        """Returns an int64 array `(count,)`: a seed for each image, whose size isn't known here.
+
+        Args:
+            generator: `numpy.random.Generator`.
+            count: int, number of images.
+        """
+        return generator.integers(2**63 - 1, size=count)
+
+    def apply(self, images, draws):
+        """Returns the images with zeros in them.
+
+        Args:
+            images: array `(batch, ..., channels)`, or `(batch, numbers)`, of any dtype.
+            draws: int array `(batch,)` as `draw` returns it.
+        """
+        shape = images.shape[1:-1] + (1,) if images.ndim > 2 else images.shape[1:]
+        kept = [np.random.default_rng(seed).random(shape, "float32") >= self.rate for seed in draws]
+        return images * np.stack(kept).astype(images.dtype) if len(images) else images
 
 
 @public

@@ -12,6 +12,12 @@ import numpy as np
 
 EXAMPLE_ID = "example_id"
 INPUTS = "inputs"
+#: Which of several augmented views of an example a batch holds, and the seed that makes it.
+EXAMPLE_VIEW = "example_view"
+AUGMENTATION_SEED = "augmentation_seed"
+#: What is stored about the examples, `{name: arrays}`.
+STORED = "stored"
+_WITH_IDS = (EXAMPLE_ID, EXAMPLE_VIEW, AUGMENTATION_SEED, STORED)
 
 
 def with_ids(x, ids=None):
@@ -66,8 +72,9 @@ def strip(x):
 
     Returns:
         A pair `(x, ids)`. With the key `"example_id"` in a dict `x`: the rest of the dict (or only
-        its value, if the key `"inputs"` is all that is left) and the ids. Otherwise `x` unchanged
-        and None.
+        its value, if the key `"inputs"` is all that is left) and the ids. What else belongs to
+        the ids (`"example_view"`, `"augmentation_seed"`, `"stored"`) is left out too. Otherwise `x`
+        unchanged and None.
 
     Example:
 
@@ -77,8 +84,79 @@ def strip(x):
     """
     if not isinstance(x, Mapping) or EXAMPLE_ID not in x:
         return x, None
-    rest = {key: value for key, value in x.items() if key != EXAMPLE_ID}
+    rest = {key: value for key, value in x.items() if key not in _WITH_IDS}
     return (rest[INPUTS] if rest.keys() == {INPUTS} else rest), x[EXAMPLE_ID]
+
+
+def stored(x):
+    """What is stored about the examples of a batch, `{name: tensors}`; empty without."""
+    return x.get(STORED, {}) if isinstance(x, Mapping) and EXAMPLE_ID in x else {}
+
+
+def with_views(dataset, views, seed=0):
+    """Repeats a data set in several views, each example with a seed of its own in each.
+
+    For augmentation that can be replayed: what it draws must follow from `"augmentation_seed"`,
+    as `tf.image.stateless_random_flip_left_right` and its like do. One pass over the result holds
+    `views` times as many elements, one view after the other.
+
+    Args:
+        dataset: `tf.data.Dataset` of single examples from `with_ids`, before shuffling, batching
+            and augmentation.
+        views: int >= 1.
+        seed: int, from 0 to 2**31 - 1. Another seed, other views.
+
+    Returns:
+        A dataset whose inputs have the keys `"example_view"`, an int32 from 0 to `views` - 1, and
+        `"augmentation_seed"`, int32 `(2,)`.
+
+    Raises:
+        ValueError: a dataset without ids, or numbers out of range.
+
+    Example:
+
+    ```python
+    def augmented(x, y):
+        image = tf.image.stateless_random_flip_left_right(x["inputs"], x["augmentation_seed"])
+        return {**x, "inputs": image}, y
+
+
+    numbered = kdtoolkit.data.with_views(kdtoolkit.data.with_ids(dataset), views=10)
+    train = numbered.map(augmented).shuffle(10_000).batch(128)
+    ```
+    """
+    import tensorflow as tf
+
+    spec = dataset.element_spec
+    inputs = spec[0] if isinstance(spec, tuple) else spec
+    if not isinstance(inputs, Mapping) or EXAMPLE_ID not in inputs:
+        raise ValueError(
+            f"`with_views` needs example ids. Expected a dataset from `with_ids`. Received: {spec}"
+        )
+    if inputs[EXAMPLE_ID].shape.rank:
+        raise ValueError("`with_views` takes single examples. Call it before `.batch()`")
+    if not (isinstance(views, int) and views >= 1 and 0 <= seed < 2**31):
+        raise ValueError(
+            "`views` must be an integer >= 1 and `seed` from 0 to 2**31 - 1. "
+            f"Received: views={views!r}, seed={seed!r}"
+        )
+
+    def of(view):
+        view = tf.cast(view, tf.int32)
+        # Any two views or examples have different pairs, and with them different draws.
+        first = seed ^ (view * 65537)
+
+        def add(x, *rest):
+            pair = tf.stack([first, x[EXAMPLE_ID]])
+            x = {**x, EXAMPLE_VIEW: view, AUGMENTATION_SEED: pair}
+            return (x, *rest) if rest else x
+
+        return dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE)
+
+    repeated, count = tf.data.Dataset.range(views).flat_map(of), int(dataset.cardinality())
+    if count < 0:
+        return repeated
+    return repeated.apply(tf.data.experimental.assert_cardinality(views * count))
 
 
 def _checked_ids(ids, length):

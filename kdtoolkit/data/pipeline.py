@@ -5,8 +5,8 @@ import math
 import keras
 import numpy as np
 
-from kdtoolkit.data.augment import Augmentation
-from kdtoolkit.data.keys import with_ids
+from kdtoolkit.data.augment import Augmentation, Augmentations
+from kdtoolkit.data.keys import EXAMPLE_VIEW, with_ids
 from kdtoolkit.data.mixing import check_labels, checked_mixers, mix_batch, one_hot
 
 
@@ -43,6 +43,10 @@ class ArrayPipeline(keras.utils.PyDataset):
     integers become float32. A `tf.data.Dataset` is mixed by `keras.layers.MixUp` and
     `keras.layers.CutMix` in `map`, after `batch`.
 
+    With `views=k` an example has k augmented views: in epoch e it is augmented as in epoch e mod k.
+    Batches then tell the example ids and the view (`"example_view"`), so that a teacher's outputs
+    can be stored for each view (`kd.cache_teacher`). The order goes on changing with the epoch.
+
     Pass `shuffle=False` to `fit`: the pipeline shuffles the examples by itself, and Keras would
     put the finished batches in another order of its own. `steps_per_epoch` must be left out.
 
@@ -51,7 +55,8 @@ class ArrayPipeline(keras.utils.PyDataset):
         y: array `(examples, ...)`, or None without labels.
         batch_size: int >= 1; even with `overlap`.
         sample_weight: array `(examples,)`, or None. Needs `y`.
-        augment: an `Augmentation` such as `FlipShift()`, or None.
+        augment: an `Augmentation` such as `FlipShift()`, a list of them, which act one after the
+            other, or None.
         mix: a `Mixer` such as `Mixup()`, or a list of them, of which each batch takes one with
             equal chances, or None.
         num_classes: int >= 2: class numbers `y` become one-hot, float32 `(batch, num_classes)`,
@@ -62,11 +67,14 @@ class ArrayPipeline(keras.utils.PyDataset):
             have one shape (JAX and `jit_compile` then compile once).
         example_ids: bool. True gives inputs as `{"inputs": x, "example_id": rows}`, see `with_ids`.
         overlap: bool. True repeats half of each batch in the next one. Defaults to False.
+        views: int >= 1, number of augmented views of an example, or None (default) for new ones in
+            each epoch. Gives example ids as well.
 
     Raises:
         ValueError: for arrays of different lengths, a batch size below 1, an odd one with
             `overlap`, or no batch at all; for labels that aren't class numbers below `num_classes`;
-            for `mix` with other labels than said, `sample_weight`, `example_ids` or `overlap`.
+            for `mix` with other labels than said, `sample_weight`, `example_ids` or `overlap`;
+            for `views` without `augment`, or with `mix` or `overlap`.
         TypeError: if `x` is not a NumPy array, or `augment` or `mix` does not have its two methods;
             later, for images that float32 doesn't hold exactly, with `mix`.
 
@@ -96,21 +104,24 @@ class ArrayPipeline(keras.utils.PyDataset):
         drop_remainder=False,
         example_ids=False,
         overlap=False,
+        views=None,
     ):
         super().__init__()
         _check(x, y, sample_weight, batch_size, augment, overlap)
+        _check_views(views, augment, mix, overlap)
         self.x = x
         self.y = None if y is None else np.asarray(y)
         self.sample_weight = None if sample_weight is None else np.asarray(sample_weight)
         self.batch_size = batch_size
-        self.augment = augment
+        self.augment = Augmentations(augment) if isinstance(augment, list | tuple) else augment
         self.mix = checked_mixers(mix, sample_weight, example_ids, overlap)
         check_labels(self.y, num_classes, mixed=bool(self.mix))
         self.num_classes = num_classes
         self.shuffle = shuffle
         self.seed = seed
         self.drop_remainder = drop_remainder
-        self.example_ids = example_ids
+        self.example_ids = example_ids or views is not None
+        self.views = views
         self.overlap = overlap
         # How many new examples a batch brings.
         self._step = batch_size // 2 if overlap else batch_size
@@ -145,6 +156,8 @@ class ArrayPipeline(keras.utils.PyDataset):
             x = self.augment.apply(x, chosen)
         if self.example_ids:
             x = with_ids(x, rows)
+        if self.views is not None:
+            x[EXAMPLE_VIEW] = np.full(len(rows), epoch % self.views, "int32")
         labels = [part[rows] for part in (self.y, self.sample_weight) if part is not None]
         if self.num_classes is not None:
             labels[0] = one_hot(labels[0], self.num_classes)
@@ -153,6 +166,26 @@ class ArrayPipeline(keras.utils.PyDataset):
             generator = np.random.default_rng([self.seed, epoch, 3, index])
             return mix_batch(self.mix, generator, x, *labels)
         return (x, *labels)
+
+    def view(self, rows, view=0):
+        """Examples as they are in a view, without ids and labels.
+
+        Args:
+            rows: int array, the examples.
+            view: from 0 to `views` - 1; 0 without augmentation.
+
+        Raises:
+            ValueError: an example looks different in each epoch.
+        """
+        if self.augment is None and not self.mix:
+            return self.x[rows]
+        if self.views is None:
+            raise ValueError(
+                "This pipeline augments or mixes each example anew in every epoch, so there is no "
+                "end of views to store. Expected `ArrayPipeline(..., views=k)` with `augment` and "
+                "without `mix`, or no augmentation. Otherwise teach with the network itself"
+            )
+        return self.augment.apply(self.x[rows], self._draws(view, 1)[rows])
 
     def on_epoch_end(self):
         self.epoch += 1
@@ -171,13 +204,15 @@ class ArrayPipeline(keras.utils.PyDataset):
             if self.shuffle:
                 order = np.random.default_rng([self.seed, epoch, 0]).permutation(count)
             if self.augment is not None:
-                draws = [
-                    self.augment.draw(np.random.default_rng([self.seed, epoch, visit]), count)
-                    for visit in ((1, 2) if self.overlap else (1,))
-                ]
+                view = epoch if self.views is None else epoch % self.views
+                draws = [self._draws(view, visit) for visit in ((1, 2) if self.overlap else (1,))]
             # One assignment, so that a reader in another thread never sees half a plan.
             self._plan = (epoch, order, draws)
         return epoch, order, draws
+
+    def _draws(self, view, visit):
+        generator = np.random.default_rng([self.seed, view, visit])
+        return self.augment.draw(generator, len(self.x))
 
 
 class FollowEpochs(keras.callbacks.Callback):
@@ -203,6 +238,18 @@ class FollowEpochs(keras.callbacks.Callback):
         self.pipeline.epoch = epoch
 
 
+def _check_views(views, augment, mix, overlap):
+    if views is None:
+        return
+    if isinstance(views, bool) or not isinstance(views, int | np.integer) or views < 1:
+        raise ValueError(f"`views` must be an integer >= 1, or None. Received: views={views!r}")
+    if augment is None or mix is not None or overlap:
+        raise ValueError(
+            "`views` numbers the augmented views of single examples. Expected `augment`, and "
+            "neither `mix` nor `overlap`. Without augmentation there is one view, leave `views` out"
+        )
+
+
 def _check(x, y, sample_weight, batch_size, augment, overlap):
     if not isinstance(x, np.ndarray):
         raise TypeError(f"`x` must be one NumPy array. Received: {type(x).__name__}")
@@ -220,8 +267,11 @@ def _check(x, y, sample_weight, batch_size, augment, overlap):
             raise ValueError(
                 f"`{name}` must be as long as `x`. Received: {len(part)} and {len(x)} examples"
             )
-    if augment is not None and not isinstance(augment, Augmentation):
-        raise TypeError(
-            "`augment` must have the methods `draw` and `apply`, as `kdtoolkit.data.FlipShift` "
-            f"has. Received: {type(augment).__name__}. Other Keras layers belong in the model"
-        )
+    parts = augment if isinstance(augment, list | tuple) else [augment]
+    for part in parts if augment is not None else []:
+        # A class has the methods too: `ZeroPixels` for `ZeroPixels()`.
+        if isinstance(part, type) or not isinstance(part, Augmentation):
+            raise TypeError(
+                "`augment` must have the methods `draw` and `apply`, as `kdtoolkit.data.FlipShift` "
+                f"has. Received: {part!r}. Other Keras layers belong in the model"
+            )

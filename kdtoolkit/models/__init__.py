@@ -2,6 +2,9 @@
 
 from kdtoolkit.models.branches import ScaleGradient as ScaleGradient
 from kdtoolkit.models.branches import branches as branches
+from kdtoolkit.models.classic import all_conv as all_conv
+from kdtoolkit.models.classic import lenet as lenet
+from kdtoolkit.models.classic import quick as quick
 from kdtoolkit.models.convnet import convnet as convnet
 from kdtoolkit.models.convnet import mlp as mlp
 from kdtoolkit.models.deit import deit as deit

@@ -69,10 +69,10 @@ def convnet(
         x = factory.relu(f"stage{stage}")(x)
     x = factory.pool("pool" if dense else "features")(x)
     for index, units in enumerate(dense, start=1):
-        x = _dropout(factory, x, dropout, f"dense{index}_dropout")
+        x = factory.dropped(x, dropout, f"dense{index}_dropout")
         x = factory.dense(units, f"dense{index}")(x)
         x = factory.relu("features" if index == len(dense) else f"dense{index}_relu")(x)
-    x = _dropout(factory, x, dropout, "logits_dropout")
+    x = factory.dropped(x, dropout, "logits_dropout")
     outputs = factory.logits(num_classes)(x)
     return keras.Model(inputs, outputs, name=model_name(name, "convnet"))
 
@@ -117,16 +117,12 @@ def mlp(
     x = keras.layers.Flatten(name="flatten")(inputs)
     for stage, width in enumerate(units, start=1):
         if stage > 1:
-            x = _dropout(factory, x, dropout, f"stage{stage - 1}_dropout")
+            x = factory.dropped(x, dropout, f"stage{stage - 1}_dropout")
         x = factory.relu(f"stage{stage}")(factory.dense(width, f"stage{stage}_dense")(x))
     # The last stage again under the name that every network has for what its logits read.
     x = keras.layers.Identity(name="features")(x)
-    x = _dropout(factory, x, dropout, f"stage{len(units)}_dropout")
+    x = factory.dropped(x, dropout, f"stage{len(units)}_dropout")
     return keras.Model(inputs, factory.logits(num_classes)(x), name=model_name(name, "mlp"))
-
-
-def _dropout(factory, x, rate, name):
-    return factory.dropout(rate, name)(x) if rate else x
 
 
 def _check_not_empty(argument, values):

@@ -41,13 +41,13 @@ class LayerFactory:
         entropy = seed if stream is None else (seed, stream)
         self._random = np.random.default_rng(entropy) if self.seeded else None
 
-    def conv(self, filters, kernel_size, name, *, strides=1, use_bias=False):
-        """Returns a Conv2D layer with `same` padding; `filters` output channels."""
+    def conv(self, filters, kernel_size, name, *, strides=1, use_bias=False, padding="same"):
+        """Returns a Conv2D layer; `filters` output channels."""
         return keras.layers.Conv2D(
             filters,
             kernel_size,
             strides=strides,
-            padding="same",
+            padding=padding,
             use_bias=use_bias,
             data_format="channels_last",
             kernel_initializer=self._initializer(),
@@ -72,6 +72,10 @@ class LayerFactory:
     def dropout(self, rate, name):
         """Returns a Dropout layer that drops a share `rate` of its inputs in training."""
         return keras.layers.Dropout(rate, seed=self._next_seed(), name=name)
+
+    def dropped(self, x, rate, name):
+        """Returns `x` behind such a layer, or `x` itself for a rate of 0."""
+        return self.dropout(rate, name)(x) if rate else x
 
     def norm(self, name):
         """Returns a BatchNormalization layer over the channels."""

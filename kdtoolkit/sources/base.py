@@ -66,9 +66,18 @@ class Source(keras.layers.Layer):
     def connect(self, student, output):
         """Learn whom to follow: the student's model, and the symbolic tensor that it returns."""
 
+    @property
+    def layers_held(self):
+        """Paths of layers that transfers may read although there is no `network`."""
+        return ()
+
+    def attach(self, x):
+        """The input given to `fit`, with what `read` will find in its context under "stored"."""
+        return x
+
     def form(self, student_output):
-        """What the source teaches as a symbolic tensor, given the student's."""
-        return student_output
+        """What the source teaches as a symbolic view, given the student's output."""
+        return {"output": student_output, "taps": {}}
 
     def update(self):
         """Before a training batch is read."""
@@ -79,7 +88,7 @@ class Source(keras.layers.Layer):
         Args:
             forward: function without arguments, the view of `network` for this batch.
             student_output: the followed student's output for this batch, without gradient.
-            context: dict with `labels` and `example_id`, each may be None.
+            context: dict with `labels` and `example_id`, each may be None, and `stored`.
 
         Returns:
             A view, `{"output": tensor, "taps": {path: tensor}}`.

@@ -82,7 +82,7 @@ class PeerEnsemble(Source):
             )
 
     def form(self, student_output):
-        return self._head(student_output[0])
+        return super().form(self._head(student_output[0]))
 
     def _head(self, output):
         if not isinstance(output, dict | list | tuple) and self.layer is None:

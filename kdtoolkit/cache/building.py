@@ -1,0 +1,284 @@
+"""Lets a teacher speak once about each example, and writes down what it says."""
+
+import reprlib
+
+import keras
+import numpy as np
+
+from kdtoolkit import checks
+from kdtoolkit.cache.contents import INPUTS_CRC, Contents, divergence
+from kdtoolkit.cache.draft import Draft, size_of
+from kdtoolkit.cache.examples import examples_of
+from kdtoolkit.cache.fingerprints import checksums, description, fingerprint
+from kdtoolkit.cache.format import building_path
+from kdtoolkit.cache.source import CachedTeacher
+from kdtoolkit.taps import Taps, output_spec, spec_of
+
+#: How many examples the finished cache is compared with the teacher on.
+VERIFIED = 64
+
+
+def cache_teacher(
+    teacher,
+    data,
+    path,
+    *,
+    dtype="float32",
+    top_k=None,
+    layers=(),
+    preprocess=None,
+    examples=None,
+    views=1,
+    batch_size=256,
+    part=(0, 1),
+    verbose=1,
+):
+    """Writes what a teacher says about all training examples, for `kd.CachedTeacher` to read.
+
+    The teacher runs once over the data, in inference mode, instead of in each step of each epoch.
+    Where each example has several augmented views, it runs over all of them.
+
+    What is stored is found by example id, see `kd.data.with_ids`; the order in which the data come
+    doesn't matter. The files are written in `path.building`; at the end they are compared with the
+    teacher on a sample of examples, and appear at `path` all at once. Interrupted, the same call
+    goes on where it was. If `path` has the same teacher's cache of the same kind already, nothing
+    runs.
+
+    Don't use it where no example comes twice in the same form: with endless random augmentation, or
+    with mixup and CutMix. Fix a number of views then (`ArrayPipeline(views=)`,
+    `kd.data.with_views`), or teach with the network.
+
+    Source: see `kd.CachedTeacher`.
+
+    Args:
+        teacher: the `keras.Model`.
+        data: what it speaks about, one of
+            - arrays: an array `(examples, ...)` or a structure of them; ids are their rows;
+            - a `kd.data.ArrayPipeline`, the one of the training; with `views` for augmentation;
+            - a `keras.utils.PyDataset` or a batched `tf.data.Dataset` whose inputs have ids. One
+              pass must hold all examples in all views.
+        path: str or `Path`, a directory to be made.
+        dtype: "float32" (default), which keeps every bit, or "float16".
+        top_k: int from 1 to classes - 1: store the k largest log-probabilities and spread the rest
+            of the probability evenly. None (default) stores all numbers.
+        layers: paths of layers to store as well, such as `["features"]`; see `kd.tap`. A pooled
+            layer is small, a feature map is not. For a teacher with several outputs their keys.
+        preprocess: layer that makes the teacher's input from the data's, or None.
+        examples, views: int, for data that doesn't know them: how many examples, ids from 0 to
+            `examples` - 1, and views of each. Views default to 1.
+        batch_size: int, examples that the teacher reads at once, of arrays and pipelines.
+        part: `(i, n)`: this process writes the i-th of n parts of the examples, from 0. All n
+            write at the same `path`, at the same time or one after the other.
+        verbose: 0 is silent; 1 (default) tells the size and shows progress with the time left.
+
+    Returns:
+        The `CachedTeacher`; None if other parts are still missing.
+
+    Raises:
+        TypeError: a teacher or data of another kind.
+        ValueError: data without ids, or with ids out of range; a teacher that returns NaN,
+            probabilities, or something else when it is asked again; a cache at `path`, or begun
+            there, of another teacher, other data or other options; options out of range.
+        OSError: not enough space for the whole cache; nothing is written then.
+
+    Example:
+        >>> import numpy as np, kdtoolkit as kd
+        >>> teacher = kd.models.mlp((4,), 100, units=(8,), seed=0)
+        >>> x = np.random.default_rng(0).normal(size=(50, 4)).astype("float32")
+        >>> cached = kd.cache_teacher(teacher, x, "strongest", top_k=10, dtype="float16", verbose=0)
+        >>> cached.about["contents"]["top_k"], cached.views
+        (10, 1)
+    """
+    known = fingerprint(teacher)
+    source = examples_of(data, examples, views, batch_size)
+    speaker = _Speaker(teacher, layers, preprocess)
+    contents = speaker.contents(source.first(), dtype, top_k)
+    about = {
+        "examples": source.examples,
+        "views": source.views,
+        "contents": contents.described(),
+        "teacher": known,
+        "preprocess": description(preprocess),
+        "data": source.sample(),
+    }
+    ready = _ready(path, about)
+    if ready is not None:
+        return ready
+    work = _Work(speaker, contents, source, about, verbose)
+    return work.run(path, _checked_part(part))
+
+
+class _Speaker:
+    """Runs a teacher, and gives NumPy arrays."""
+
+    def __init__(self, teacher, layers, preprocess):
+        self.name = teacher.name
+        self._pass = _Pass(teacher, layers, preprocess)
+        strategy = getattr(teacher, "distribute_strategy", None)
+        self._replicas = 1 if strategy is None else strategy.num_replicas_in_sync
+
+    def __call__(self, inputs):
+        count = len(keras.tree.flatten(inputs)[0])
+        if self._replicas > 1:
+            # `predict` shares a batch out to the replicas.
+            said = self._pass.predict(inputs, batch_size=count, verbose=0)
+        else:
+            said = self._pass.predict_on_batch(inputs)
+        return keras.tree.map_structure(lambda array: np.asarray(array)[:count], said)
+
+    def contents(self, inputs, dtype, top_k):
+        """What is to be stored, from the shapes that the teacher returns."""
+        view = output_spec(self._pass, spec_of(inputs))
+        output = view["output"]
+        one = isinstance(output, keras.KerasTensor)
+        if not one and not view["taps"]:
+            known = list(output) if isinstance(output, dict) else "its output layers"
+            raise ValueError(
+                f"'{self.name}' has several outputs. Expected `layers` with some of {known}. "
+                "Received: layers=()"
+            )
+        if one:
+            checks.check_logits(self.name, self._pass.teacher)
+        shapes = {path: _shape(path, tensor) for path, tensor in view["taps"].items()}
+        return Contents(_shape(self.name, output) if one else None, shapes, dtype, top_k)
+
+
+class _Pass(keras.Model):
+    """The teacher as it runs in a step: after its preprocessing, in inference mode."""
+
+    def __init__(self, teacher, layers, preprocess):
+        super().__init__(name=f"{teacher.name}_speaks", autocast=False)
+        self.teacher = teacher
+        self.preprocess = preprocess
+        self._taps = Taps(teacher, layers)
+        self.built = True
+
+    def call(self, inputs):
+        inputs = inputs if self.preprocess is None else self.preprocess(inputs)
+        output, read = self._taps(inputs, training=False)
+        return {"output": output, "taps": read}
+
+
+class _Work:
+    """The building of one cache."""
+
+    def __init__(self, speaker, contents, source, about, verbose):
+        self._speaker, self._contents, self._source = speaker, contents, source
+        self._about, self._verbose = about, verbose
+        self._kept = []
+
+    def run(self, path, part):
+        rows, columns = self._source.rows, self._contents.columns
+        self._tell(f"{path} takes {size_of(rows, columns, self._about):,} bytes")
+        draft = Draft(path, rows, columns, self._about)
+        try:
+            self._write(draft, part)
+        finally:
+            draft.flush()
+        if draft.left:
+            if part[1] == 1:
+                raise ValueError(
+                    f"The data hold {rows - draft.left} of {rows} examples and views. Expected "
+                    f"one pass over the data to hold all {self._source.examples} examples in "
+                    f"{self._source.views} views"
+                )
+            self._tell(f"{draft.left} rows of other parts are missing")
+            return None
+        draft.finish(self._verify)
+        return CachedTeacher(path)
+
+    def _write(self, draft, part):
+        bar = keras.utils.Progbar(self._source.rows // part[1], verbose=self._verbose)
+        for rows, inputs in self._source.batches(draft.missing, part):
+            view = self._speaker(inputs)
+            wants_logits = self._contents.output is not None
+            checks.check_values(self._speaker.name, view, wants_logits)
+            sums = checksums(inputs)
+            if not self._kept:
+                # Not the first few of the data: a batch of a stream may be shuffled or not.
+                self._kept = [rows[:VERIFIED], self._some(inputs)]
+            draft.write(rows, {**self._contents.encode(view), INPUTS_CRC: sums})
+            bar.add(len(rows))
+
+    def _some(self, inputs):
+        return keras.tree.map_structure(lambda leaf: np.array(leaf[:VERIFIED]), inputs)
+
+    def _verify(self, table):
+        """Compares the finished files with the teacher, before they are published."""
+        sample = self._source.random(VERIFIED) or self._kept
+        if not sample:
+            return
+        rows, inputs = sample
+        stored = table.read(rows)
+        if np.any(stored.pop(INPUTS_CRC) != checksums(inputs)):
+            raise ValueError(
+                "The data changed while the teacher was being cached: examples have other inputs "
+                f"than before. Delete {building_path(table.path.parent.parent)} and begin anew"
+            )
+        said = self._speaker(inputs)
+        expected = self._contents.encode(said)
+        for name, array in expected.items():
+            _check_close(name, stored[name], array)
+        self._tell_error(said, stored)
+
+    def _tell_error(self, said, stored):
+        if not self._verbose or self._contents.output is None or len(self._contents.output) > 1:
+            return
+        decoded = keras.ops.convert_to_numpy(self._contents.decode(stored)["output"])
+        lost = divergence(said["output"], decoded)
+        self._tell(
+            f"KL(teacher || stored) of {len(lost)} examples in nats: mean {lost.mean():.2e}, "
+            f"largest {lost.max():.2e}"
+        )
+
+    def _tell(self, text):
+        if self._verbose:
+            print(text, flush=True)
+
+
+def _check_close(name, stored, again):
+    scale = np.abs(np.asarray(again, "float64")).max() + 1e-6
+    # Kernels may add in another order for another batch, and half precision rounds.
+    limit = scale * (1e-4 if stored.dtype == "float32" else 4e-3)
+    # What is equally large may come in any order.
+    far = 0 if name == "indices" else np.abs(stored.astype("float64") - again).max()
+    if far > limit:
+        raise ValueError(
+            f"The teacher says something else when it is asked again: '{name}' differs by {far:g}. "
+            "Expected a network that is deterministic in inference mode. A teacher that draws, "
+            "such as kd.MonteCarloDropout, can't be cached"
+        )
+
+
+def _shape(what, tensor):
+    shape = tuple(tensor.shape[1:])
+    if None in shape:
+        raise ValueError(
+            f"'{what}' of the teacher has no fixed size: {tuple(tensor.shape)}. Expected one that "
+            "is the same for all examples, such as a pooled layer"
+        )
+    return shape
+
+
+def _ready(path, about):
+    """The cache at `path` if it is the one that is asked for, None if there is nothing."""
+    try:
+        found = CachedTeacher(path)
+    except FileNotFoundError:
+        return None
+    for key, value in about.items():
+        # Streams don't say what is in them.
+        unknown = key == "data" and None in (value, found.about.get(key))
+        if found.about.get(key) != value and not unknown:
+            raise ValueError(
+                f"{found.directory} holds another cache. Expected {key}: {reprlib.repr(value)}. "
+                f"Received: {reprlib.repr(found.about.get(key))}. Use another path, or delete it"
+            )
+    return found
+
+
+def _checked_part(part):
+    index, count = part
+    if not 0 <= index < count:
+        raise ValueError(f"`part` must be (i, n) with 0 <= i < n. Received: part={part}")
+    return index, count

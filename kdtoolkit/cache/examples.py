@@ -1,0 +1,188 @@
+"""The examples that a teacher speaks about, from data of several kinds."""
+
+import reprlib
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+
+from kdtoolkit.cache.fingerprints import checksums
+from kdtoolkit.data.keys import EXAMPLE_ID, EXAMPLE_VIEW, is_arrays, is_tf_dataset, strip
+
+
+def examples_of(data, examples, views, batch_size):
+    """What goes through all examples in all views.
+
+    Args:
+        data, examples, views, batch_size: as given to `kd.cache_teacher`.
+
+    Raises:
+        TypeError: data of another kind.
+        ValueError: data that doesn't say how many examples there are, or that has none.
+    """
+    if hasattr(data, "view") and hasattr(data, "examples"):
+        return _Indexed(data.view, data.examples, getattr(data, "views", None) or 1, batch_size)
+    if is_arrays(data):
+        if isinstance(data, Mapping) and EXAMPLE_ID in data:
+            data = _by_id(data)
+        lengths = {len(leaf) for leaf in keras.tree.flatten(data)}
+        if len(lengths) > 1 or 0 in lengths:
+            raise ValueError(f"All inputs must have the same length above 0. Received: {lengths}")
+        return _Indexed(_Rows(data), lengths.pop(), 1, batch_size)
+    if isinstance(data, keras.utils.PyDataset) or is_tf_dataset(data):
+        examples = examples or getattr(data, "examples", None)
+        if examples is None:
+            raise ValueError(
+                f"A {type(data).__name__} doesn't say how many examples it holds. Expected "
+                "`examples=`. Received: examples=None"
+            )
+        return _Stream(data, examples, views)
+    raise TypeError(
+        "A teacher is cached for arrays, a kd.data.ArrayPipeline, a keras.utils.PyDataset or a "
+        f"tf.data.Dataset. Received: {type(data).__name__}"
+    )
+
+
+class _Rows:
+    """Rows of arrays, which have one view."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __call__(self, rows, view=0):
+        return keras.tree.map_structure(lambda leaf: np.asarray(leaf)[rows], self.data)
+
+
+def _by_id(data):
+    """Arrays with ids of their own in the order of these."""
+    inputs, ids = strip(data)
+    ids = np.asarray(ids)
+    if not np.array_equal(np.sort(ids), np.arange(len(ids))):
+        raise ValueError(
+            f"A cache has a row for each id from 0 on. Expected the ids 0 to {len(ids) - 1}, each "
+            f"once. Received: {ids.min()} to {ids.max()}"
+        )
+    return _Rows(inputs)(np.argsort(ids))
+
+
+class _Examples:
+    """What both kinds share.
+
+    Args:
+        examples, views: int.
+    """
+
+    def __init__(self, examples, views):
+        self.examples, self.views = int(examples), int(views)
+        if self.examples < 1 or self.views < 1:
+            raise ValueError(
+                f"There must be examples and views. Received: examples={examples}, views={views}"
+            )
+
+    @property
+    def rows(self):
+        """Number of rows of the cache."""
+        return self.examples * self.views
+
+
+class _Indexed(_Examples):
+    """Examples that can be had in any order: `inputs(rows, view)`."""
+
+    def __init__(self, inputs, examples, views, batch_size):
+        super().__init__(examples, views)
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be 1 or more. Received: {batch_size}")
+        self._inputs, self._batch_size = inputs, batch_size
+
+    def first(self):
+        """A few inputs."""
+        return self._inputs(np.arange(min(2, self.examples)), 0)
+
+    def sample(self):
+        """Checksums of some inputs, by which the data are known again."""
+        some = np.unique(np.linspace(0, self.examples - 1, 8).astype(int))
+        parts = [checksums(self._inputs(some, view)) for view in {0, self.views - 1}]
+        return [int(value) for value in np.concatenate(parts)]
+
+    def random(self, count):
+        """`(rows, inputs)` of some examples."""
+        generator = np.random.default_rng(0)
+        view = int(generator.integers(self.views))
+        rows = np.sort(generator.permutation(self.examples)[:count])
+        return view * self.examples + rows, self._inputs(rows, view)
+
+    def batches(self, missing, part):
+        """`(rows, inputs)` of all that is missing, of one part of the examples.
+
+        Args:
+            missing: function of rows that says which are.
+            part: `(i, n)`.
+        """
+        own = np.array_split(np.arange(self.examples), part[1])[part[0]]
+        for view in range(self.views):
+            rows = view * self.examples + own
+            left = own[missing(rows)] if len(rows) else own
+            for start in range(0, len(left), self._batch_size):
+                some = left[start : start + self._batch_size]
+                yield view * self.examples + some, self._inputs(some, view)
+
+
+class _Stream(_Examples):
+    """Examples in the order in which a data set gives them."""
+
+    def __init__(self, data, examples, views):
+        super().__init__(examples, views)
+        self._data = data
+
+    def first(self):
+        """A few inputs."""
+        return keras.tree.map_structure(lambda leaf: leaf[:2], next(self._all())[2])
+
+    def sample(self):
+        """Nothing: another pass may begin with other examples."""
+        return None
+
+    def random(self, count):
+        """Nothing, see `sample`."""
+        return None
+
+    def batches(self, missing, part):
+        """As of `_Indexed`. Batches in which nothing is missing aren't read."""
+        for ids, views, inputs in self._all():
+            rows = views * self.examples + ids
+            # The same example may come twice, in a batch or in a repeated data set.
+            first = np.zeros(len(rows), bool)
+            first[np.unique(rows, return_index=True)[1]] = True
+            wanted = np.flatnonzero(first & missing(rows) & (ids % part[1] == part[0]))
+            if len(wanted):
+                some = keras.tree.map_structure(lambda leaf, w=wanted: np.asarray(leaf)[w], inputs)
+                yield rows[wanted], some
+
+    def _all(self):
+        for batch in self._batches():
+            x = batch[0] if isinstance(batch, tuple) else batch
+            if not isinstance(x, Mapping) or EXAMPLE_ID not in x:
+                raise ValueError(
+                    "A cache is written by example id. Expected inputs from `kd.data.with_ids`, or "
+                    f"a PyDataset whose inputs are dicts with '{EXAMPLE_ID}'"
+                )
+            inputs, ids = strip(x)
+            ids = np.asarray(ids).astype("int64")
+            views = np.asarray(x.get(EXAMPLE_VIEW, np.zeros_like(ids))).astype("int64")
+            self._check("example id", ids, self.examples)
+            self._check("view", views, self.views)
+            yield ids, views, keras.tree.map_structure(np.asarray, inputs)
+
+    def _batches(self):
+        if is_tf_dataset(self._data):
+            if int(self._data.cardinality()) == -1:
+                raise ValueError("The data set repeats for ever. Expected one pass, without repeat")
+            return iter(self._data)
+        return (self._data[index] for index in range(len(self._data)))
+
+    def _check(self, what, numbers, count):
+        if numbers.ndim != 1 or (numbers.size and not 0 <= numbers.min() <= numbers.max() < count):
+            raise ValueError(
+                f"Expected a batch with one {what} for each example, from 0 to {count - 1}. "
+                f"Received: {reprlib.repr(numbers.tolist())}"
+            )
