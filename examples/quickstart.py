@@ -2,6 +2,7 @@
 
     python examples/quickstart.py            # about 3 minutes on 2 cores, no download
     python examples/quickstart.py --seeds 10
+    python examples/quickstart.py --views 9   # the large network speaks once about nine views
 
 The data are scikit-learn's handwritten digits: 8x8 pixels, 10 classes. Labels are scarce, as they
 often are: only 150 training images have one, the other 570 or so don't. For each seed (another
@@ -20,6 +21,7 @@ import argparse
 import dataclasses
 import os
 import pathlib
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -54,38 +56,46 @@ def small(data, seed):
     return kd.models.convnet(data.input_shape, 10, filters=(4, 8, 16), seed=seed)
 
 
-def train(model, x, y, *, rate, steps, seed):
-    """Fit a network or a distiller on shifted digits with a cosine learning rate."""
+def shifted(x, y, seed, views=None):
+    """Batches of shifted digits; with `views` each digit is shifted in so many ways and no more."""
     augment = kd.data.FlipShift(flip=False, shift=1, fill="constant")
-    batches = kd.data.ArrayPipeline(x, y, batch_size=64, augment=augment, seed=seed)
+    return kd.data.ArrayPipeline(x, y, batch_size=64, augment=augment, seed=seed, views=views)
+
+
+def train(model, batches, *, rate, steps):
+    """Fit a network or a distiller with a cosine learning rate."""
     epochs = round(steps / len(batches))
     schedule = keras.optimizers.schedules.CosineDecay(rate, epochs * len(batches))
     label_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(schedule), loss=None if y is None else label_loss)
+    model.compile(keras.optimizers.Adam(schedule), loss=None if batches.y is None else label_loss)
     model.fit(batches, epochs=epochs, shuffle=False, verbose=0)
 
 
-def distil(student, teacher, x, y, **settings):
+def distil(student, teacher, batches, **settings):
     """The same training with the large network beside it: 0.9 T²KL(T=4) + 0.1 labels, if any."""
-    distiller = kd.Distiller(student=student, teacher=teacher)
-    train(distiller, x, y, **settings)
+    with tempfile.TemporaryDirectory() as folder:
+        if batches.views is not None:
+            teacher = kd.cache_teacher(teacher, batches, f"{folder}/cache", verbose=0)
+        distiller = kd.Distiller(student=student, teacher=teacher)
+        train(distiller, batches, **settings)
     return distiller.student
 
 
-def trained(data, seed, steps):
+def trained(data, seed, steps, views):
     """The networks of one seed, as pairs `(name, model)`, one after the other."""
     rows = kd.data.choose(data.y_train, LABELS, seed)
-    labelled = data.x_train[rows], data.y_train[rows]
-    settings = {"steps": steps, "seed": seed}
+    labelled = data.x_train[rows], data.y_train[rows], seed
     teacher = large(data, seed=1000 + seed)
-    train(teacher, *labelled, rate=3e-3, **settings)
+    train(teacher, shifted(*labelled), rate=3e-3, steps=steps)
     yield "large network", teacher
     student = small(data, seed)
-    train(student, *labelled, rate=3e-2, **settings)
+    train(student, shifted(*labelled), rate=3e-2, steps=steps)
     yield "small, alone", student
-    yield "small, distilled", distil(small(data, seed), teacher, *labelled, rate=3e-2, **settings)
-    unlabelled = data.x_train, None
-    student = distil(small(data, seed), teacher, *unlabelled, rate=3e-2, **settings)
+    settings = {"rate": 3e-2, "steps": steps}
+    student = distil(small(data, seed), teacher, shifted(*labelled, views), **settings)
+    yield "small, distilled", student
+    unlabelled = data.x_train, None, seed
+    student = distil(small(data, seed), teacher, shifted(*unlabelled, views), **settings)
     yield "small, distilled on all images", student
 
 
@@ -116,7 +126,7 @@ def export(student, data, folder, seed):
     return results
 
 
-def run(seeds, steps, folder, progress):
+def run(seeds, steps, views, folder, progress):
     """Train and export for every seed; returns the rows of the table."""
     rows = {}
     bar = progress.add_task("large network", total=seeds * (4 + len(FILES)))
@@ -131,7 +141,7 @@ def run(seeds, steps, folder, progress):
 
     for seed in range(seeds):
         data = kd.data.load_digits(seed=seed, test_fraction=0.5, val_fraction=0.1)
-        for name, model in trained(data, seed, steps):
+        for name, model in trained(data, seed, steps, views):
             add(name, model.count_params(), accuracy(model, data))
         for name, (report, found) in export(model, data, folder, seed).items():
             add(f"  {name} file", report.parameters, found, report)
@@ -207,12 +217,13 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3, help="how many times, default 3")
     parser.add_argument("--steps", type=int, default=480, help="steps of each training")
+    parser.add_argument("--views", type=int, help="cache the large network for so many views")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/quickstart"))
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     console = Console()
     with Progress(console=console) as progress:
-        rows = run(options.seeds, options.steps, options.out, progress)
+        rows = run(options.seeds, options.steps, options.views, options.out, progress)
     console.print(table_of(rows))
     draw(rows, options.out / "quickstart.png")
     console.print(f"The picture is in {options.out / 'quickstart.png'}, the files are beside it.")

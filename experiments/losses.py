@@ -338,7 +338,7 @@ def table_of(lines, title):
     return table
 
 
-def figure(lines, path, title):
+def figure(lines, path, title, against="the student alone"):
     from matplotlib.figure import Figure
 
     drawn = [line for line in lines if line["difference"] is not None]
@@ -350,7 +350,7 @@ def figure(lines, path, title):
         axis.scatter(100 * line["difference"], place, color="tab:blue", zorder=2)
     axis.axvline(0, color="0.3", linewidth=1)
     axis.set_yticks(range(len(drawn)), [line["method"] for line in drawn])
-    axis.set_xlabel("test accuracy minus the student alone (points), 95 % interval")
+    axis.set_xlabel(f"test accuracy minus {against} (points), 95 % interval")
     axis.set_title(title)
     with draft_of(path, True) as draft:
         picture.savefig(draft, dpi=110)

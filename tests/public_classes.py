@@ -1,13 +1,17 @@
 """One table of every public class: how to make one, from which the generic tests are generated."""
 
 import dataclasses
+import functools
+import pathlib
+import tempfile
 from collections.abc import Callable
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 import kdtoolkit as kd
-from tests.support import dense
+from tests.support import FEATURES, dense
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -24,6 +28,14 @@ class Settings:
 
 def _loss(cls, **kwargs):
     return Settings(lambda: cls(name="loss", reduction="sum", **kwargs))
+
+
+@functools.cache
+def a_cache():
+    """A directory with a cached teacher."""
+    path = pathlib.Path(tempfile.mkdtemp()) / "cache"
+    kd.cache_teacher(dense(8, 1), np.zeros((3, FEATURES), "float32"), path, verbose=0)
+    return path
 
 
 PUBLIC = {
@@ -82,6 +94,9 @@ PUBLIC = {
         lambda: kd.two_views(
             dense(4), layers.GaussianNoise(0.1, seed=1), layers.GaussianNoise(0.2, seed=2), "views"
         )
+    ),
+    "CachedTeacher": Settings(
+        lambda: kd.CachedTeacher(a_cache(), check_inputs=False, name="cached")
     ),
     "PredictionMemory": Settings(
         lambda: kd.sources.PredictionMemory(9, "float16", 0.6, "a", "student", name="memory")

@@ -24,7 +24,9 @@ def load(name):
 
 def test_the_quickstart_ends_in_a_table_a_picture_and_four_files(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
-    load("quickstart").main(["--seeds", "1", "--steps", "24", "--out", str(tmp_path)])
+    load("quickstart").main(
+        ["--seeds", "1", "--steps", "24", "--views", "2", "--out", str(tmp_path)]
+    )
     printed = capsys.readouterr().out
     for row in ("large network", "small, alone", "small, distilled on all", "full int8 file"):
         assert row in printed
@@ -207,3 +209,73 @@ def test_own_exits_are_compared_in_pairs_of_seeds():
     columns = [list(column.cells) for column in own_exits.differences(rows).columns]
     assert columns[0][-1] == "own exits (mean) - alone (last)"
     assert columns[1] == [f"{p:+.2f}" for p in points]
+
+
+def test_dropout_distillation_ends_in_tables_pictures_and_a_checked_file(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "140")
+    dropout = load("dropout_distillation")
+    # Fewer units and passes, for speed; the second seed's networks stay as they were made.
+    monkeypatch.setattr(dropout, "UNITS", {"whole": (16, 16), "small": (4, 4)})
+    monkeypatch.setattr(dropout, "SAMPLES", 5)
+    monkeypatch.setattr(dropout, "REFERENCE_SAMPLES", 10)
+    train = dropout.train
+    monkeypatch.setattr(dropout, "train", lambda s, d, seed, *rest: seed or train(s, d, 0, *rest))
+    dropout.main(["--seeds", "2", "--epochs", "1", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    for text in (*dropout.NETWORKS, *dropout.MEASURES.values(), "can't tell", "314 parameters"):
+        assert text in printed
+    for name in ("dropout_distillation.png", "unsure.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+    rows = read_csv(tmp_path / "dropout_distillation.csv")
+    assert [(row["seed"], row["network"]) for row in rows] == [
+        (s, name) for s in (0, 1) for name in dropout.NETWORKS
+    ]
+    assert all(0 <= row["kept"] <= 100 and row["kl"] >= 0 for row in rows)
+    # The file is the first seed's small distilled network.
+    data, file = dropout.load(seed=0), LiteRTModel(tmp_path / "student.tflite")
+    error = 100 * (file.predict(data.x_test).argmax(axis=-1) != data.y_test).mean()
+    assert error == pytest.approx(rows[dropout.NETWORKS.index(dropout.SMALL)]["error"], abs=0.2)
+
+
+@pytest.mark.parametrize("name", ["AGAIN", "DISTILLED", "SMALL_LABELS", "SMALL"])
+def test_dropout_distillation_starts_and_teaches_its_students_as_their_names_say(name, monkeypatch):
+    dropout = load("dropout_distillation")
+    monkeypatch.setattr(dropout, "UNITS", {"whole": (8,), "small": (1,)})
+    given = []
+    monkeypatch.setattr(dropout, "train", lambda *arguments: given.append(arguments))
+    teacher = dropout.network("whole", seed=0, dropout=0.5)
+    student = dropout.student_of(getattr(dropout, name), teacher, None, 0, epochs=40)
+    ((trained, *_, taught_by),) = given
+    assert trained is student
+    assert taught_by is (teacher if name in ("DISTILLED", "SMALL") else None)
+    same = (student.get_weights()[0] == teacher.get_weights()[0]).all()
+    assert same == (name in ("AGAIN", "DISTILLED"))
+    assert not any("dropout" in layer.name for layer in student.layers)
+
+
+def test_dropout_distillation_leaves_the_least_sure_to_a_person():
+    dropout = load("dropout_distillation")
+    logits = [[2, 0], [2, 0], [0, 2], [0, 2]]
+    # The wrong one, the second, is the least sure; then it is the surest.
+    for unsure, expected in (([1, 9, 2, 3], [0, 0, 0, 25]), ([1, 0, 2, 3], [100, 50, 100 / 3, 25])):
+        found = dropout.errors_of_the_surest(logits, [0, 1, 1, 1], unsure)
+        assert found.tolist() == pytest.approx(expected)
+
+
+def test_dropout_distillation_is_compared_in_pairs_of_seeds():
+    dropout = load("dropout_distillation")
+    rows = [
+        {"network": name, "seed": seed, "error": 5 + seed + 0.5 * i, "nll": 0.1 + seed - 0.01 * i}
+        for i, name in enumerate(dropout.NETWORKS)
+        for seed in (0, 1)
+    ]
+    place = {name: i for i, name in enumerate(dropout.NETWORKS)}
+    steps = [place[first] - place[second] for first, second in dropout.PAIRS]
+    columns = [list(column.cells) for column in dropout.differences(rows).columns]
+    assert columns[0][0] == "100 random passes - one pass"
+    expected = [f"{0.5 * n:+.2f}" for n in steps] + [f"{-0.01 * n:+.4f}" for n in steps]
+    assert columns[2] == expected
+    verdicts = ["worse" if n > 0 else "better" for n in steps]
+    assert columns[-1] == verdicts + [{"worse": "better", "better": "worse"}[v] for v in verdicts]

@@ -100,7 +100,7 @@ class ZeroPixels:
         >>> zero, images = data.ZeroPixels(0.5), np.ones((2, 2, 2, 3), "float32")
         >>> drawn = zero.draw(np.random.default_rng(0), 2)
         >>> zero.apply(images, drawn)[0, :, :, 0].tolist()
-        [[0.0, 1.0], [0.0, 0.0]]
+        [[1.0, 0.0], [0.0, 0.0]]
     """
 
     def __init__(self, rate=0.2):
