@@ -124,6 +124,12 @@ class TransferGraph(keras.layers.Layer):
                 f"`preprocess` must map names of nodes ({names}) to Keras layers. "
                 f"Received: {name}={layer!r}"
             )
+        if self.network(name) is None:
+            raise ValueError(
+                f"`preprocess` makes the input of a network, and '{name}' is a source that holds "
+                "outputs. Leave it out, or give it where they are made, as in "
+                "`kd.cache_teacher(..., preprocess=...)`"
+            )
 
     def _make_taps(self):
         paths = {name: [] for name in [*self.student_names, *self.teacher_names]}

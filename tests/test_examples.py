@@ -221,7 +221,7 @@ def test_dropout_distillation_ends_in_tables_pictures_and_a_checked_file(
     monkeypatch.setattr(dropout, "SAMPLES", 5)
     monkeypatch.setattr(dropout, "REFERENCE_SAMPLES", 10)
     train = dropout.train
-    monkeypatch.setattr(dropout, "train", lambda s, d, seed, *rest: seed or train(s, d, 0, *rest))
+    monkeypatch.setattr(dropout, "train", lambda s, b, *rest: b.seed or train(s, b, *rest))
     dropout.main(["--seeds", "2", "--epochs", "1", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     for text in (*dropout.NETWORKS, *dropout.MEASURES.values(), "can't tell", "314 parameters"):
@@ -245,11 +245,15 @@ def test_dropout_distillation_starts_and_teaches_its_students_as_their_names_say
     monkeypatch.setattr(dropout, "UNITS", {"whole": (8,), "small": (1,)})
     given = []
     monkeypatch.setattr(dropout, "train", lambda *arguments: given.append(arguments))
-    teacher = dropout.network("whole", seed=0, dropout=0.5)
-    student = dropout.student_of(getattr(dropout, name), teacher, None, 0, epochs=40)
-    ((trained, *_, taught_by),) = given
+    teacher, data = dropout.network("whole", seed=0, dropout=0.5), dropout.load(seed=0)
+    student = dropout.student_of(getattr(dropout, name), teacher, data, 0, epochs=40)
+    ((trained, batches, epochs, taught_by),) = given
     assert trained is student
-    assert taught_by is (teacher if name in ("DISTILLED", "SMALL") else None)
+    distilled = name in ("DISTILLED", "SMALL")
+    assert taught_by is (teacher if distilled else None)
+    # Images alone, or with labels; those of the control have zeros as well.
+    assert len(batches[0]) == 1 + (not distilled) and batches.augment.rate == 0.2
+    assert epochs == (80 if name.startswith("SMALL") else 20)
     same = (student.get_weights()[0] == teacher.get_weights()[0]).all()
     assert same == (name in ("AGAIN", "DISTILLED"))
     assert not any("dropout" in layer.name for layer in student.layers)

@@ -10,7 +10,6 @@ from kdtoolkit.cache.contents import INPUTS_CRC, Contents, divergence
 from kdtoolkit.cache.draft import Draft, size_of
 from kdtoolkit.cache.examples import examples_of
 from kdtoolkit.cache.fingerprints import checksums, description, fingerprint
-from kdtoolkit.cache.format import building_path
 from kdtoolkit.cache.source import CachedTeacher
 from kdtoolkit.taps import Taps, output_spec, spec_of
 
@@ -165,7 +164,7 @@ class _Work:
     def __init__(self, speaker, contents, source, about, verbose):
         self._speaker, self._contents, self._source = speaker, contents, source
         self._about, self._verbose = about, verbose
-        self._kept = []
+        self._looked = False
 
     def run(self, path, part):
         rows, columns = self._source.rows, self._contents.columns
@@ -188,41 +187,38 @@ class _Work:
         return CachedTeacher(path)
 
     def _write(self, draft, part):
-        bar = keras.utils.Progbar(self._source.rows // part[1], verbose=self._verbose)
+        bar = keras.utils.Progbar(max(1, draft.left // part[1]), verbose=self._verbose)
         for rows, inputs in self._source.batches(draft.missing, part):
             view = self._speaker(inputs)
-            wants_logits = self._contents.output is not None
-            checks.check_values(self._speaker.name, view, wants_logits)
-            sums = checksums(inputs)
-            if not self._kept:
-                # Not the first few of the data: a batch of a stream may be shuffled or not.
-                self._kept = [rows[:VERIFIED], self._some(inputs)]
-            draft.write(rows, {**self._contents.encode(view), INPUTS_CRC: sums})
+            self._look_at(view)
+            draft.write(rows, {**self._contents.encode(view), INPUTS_CRC: checksums(inputs)})
             bar.add(len(rows))
 
-    def _some(self, inputs):
-        return keras.tree.map_structure(lambda leaf: np.array(leaf[:VERIFIED]), inputs)
+    def _look_at(self, view):
+        # Not in each batch: the logits of one example sum to 1 now and then.
+        wants_logits = self._contents.output is not None and not self._looked
+        checks.check_values(self._speaker.name, view["output"], wants_logits)
+        checks.check_values(self._speaker.name, view["taps"], False)
+        self._looked = True
 
     def _verify(self, table):
         """Compares the finished files with the teacher, before they are published."""
-        sample = self._source.random(VERIFIED) or self._kept
-        if not sample:
-            return
-        rows, inputs = sample
+        rows, inputs = self._source.some(VERIFIED)
         stored = table.read(rows)
+        way_out = f"Delete {table.path.parent} and begin anew"
         if np.any(stored.pop(INPUTS_CRC) != checksums(inputs)):
             raise ValueError(
                 "The data changed while the teacher was being cached: examples have other inputs "
-                f"than before. Delete {building_path(table.path.parent.parent)} and begin anew"
+                "than before. Expected the same in each pass; random augmentation needs numbered "
+                f"views, see `kd.data.with_views`. {way_out}"
             )
         said = self._speaker(inputs)
-        expected = self._contents.encode(said)
-        for name, array in expected.items():
-            _check_close(name, stored[name], array)
+        for name, array in self._contents.encode(said).items():
+            _check_close(name, stored[name], array, way_out)
         self._tell_error(said, stored)
 
     def _tell_error(self, said, stored):
-        if not self._verbose or self._contents.output is None or len(self._contents.output) > 1:
+        if not self._verbose or self._contents.output is None or len(self._contents.output) != 1:
             return
         decoded = keras.ops.convert_to_numpy(self._contents.decode(stored)["output"])
         lost = divergence(said["output"], decoded)
@@ -236,7 +232,7 @@ class _Work:
             print(text, flush=True)
 
 
-def _check_close(name, stored, again):
+def _check_close(name, stored, again, way_out):
     scale = np.abs(np.asarray(again, "float64")).max() + 1e-6
     # Kernels may add in another order for another batch, and half precision rounds.
     limit = scale * (1e-4 if stored.dtype == "float32" else 4e-3)
@@ -246,7 +242,7 @@ def _check_close(name, stored, again):
         raise ValueError(
             f"The teacher says something else when it is asked again: '{name}' differs by {far:g}. "
             "Expected a network that is deterministic in inference mode. A teacher that draws, "
-            "such as kd.MonteCarloDropout, can't be cached"
+            f"such as kd.MonteCarloDropout, can't be cached. {way_out}"
         )
 
 

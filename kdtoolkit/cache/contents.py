@@ -11,7 +11,7 @@ from kdtoolkit.cache.format import Column
 DTYPES = ("float32", "float16")
 INPUTS_CRC = "inputs_crc32"
 OUTPUT, VALUES, INDICES = "output", "values", "indices"
-# The log of a probability that is 0.
+# The log of what counts as a probability of 0.
 _SMALLEST = -1e4
 
 
@@ -70,15 +70,15 @@ class Contents:
         """The columns but for the checksum, of a teacher's view with NumPy arrays.
 
         Raises:
-            ValueError: a number too large for half precision.
+            ValueError: a number too large for half precision, or another shape than before.
         """
         said = {}
         if self.top_k is not None:
             said |= self._strongest(view["output"])
         elif self.output is not None:
-            said[OUTPUT] = self._stored(view["output"])
-        for index, path in enumerate(self.layers):
-            said[f"layer_{index}"] = self._stored(view["taps"][path])
+            said[OUTPUT] = self._stored(view["output"], self.output)
+        for index, (path, shape) in enumerate(self.layers.items()):
+            said[f"layer_{index}"] = self._stored(view["taps"][path], shape, path)
         return said
 
     def decode(self, stored):
@@ -139,8 +139,13 @@ class Contents:
                 f"Received: top_k={self.top_k}"
             )
 
-    def _stored(self, array):
+    def _stored(self, array, shape, name="output"):
         array = np.asarray(array, "float32")
+        if array.shape[1:] != shape:
+            raise ValueError(
+                f"'{name}' of the teacher has the shape {shape} for some examples and "
+                f"{array.shape[1:]} for others. Expected one for all, such as a pooled layer's"
+            )
         if self.dtype == "float16" and np.any(np.abs(array) > np.finfo("float16").max):
             raise ValueError(
                 "Half precision holds numbers up to 65504. Received: a teacher's value of "
@@ -155,12 +160,13 @@ class Contents:
         best = np.take_along_axis(
             best, np.argsort(-np.take_along_axis(logs, best, axis=-1), axis=-1, kind="stable"), -1
         )
-        mean = np.mean(np.exp(np.take_along_axis(logs, others, axis=-1)), axis=-1, keepdims=True)
-        with np.errstate(divide="ignore"):
-            rest = np.log(mean)
+        others = np.take_along_axis(logs, others, axis=-1)
+        # Above 0 even where the probabilities themselves are not.
+        largest = others.max(axis=-1, keepdims=True)
+        rest = largest + np.log(np.mean(np.exp(others - largest), axis=-1, keepdims=True))
         values = np.concatenate([np.take_along_axis(logs, best, axis=-1), rest], axis=-1)
         return {
-            VALUES: self._stored(np.maximum(values, _SMALLEST)),
+            VALUES: self._stored(np.maximum(values, _SMALLEST), (self.top_k + 1,)),
             INDICES: best.astype(self.columns[1].dtype),
         }
 

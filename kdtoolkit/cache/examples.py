@@ -104,8 +104,8 @@ class _Indexed(_Examples):
         parts = [checksums(self._inputs(some, view)) for view in {0, self.views - 1}]
         return [int(value) for value in np.concatenate(parts)]
 
-    def random(self, count):
-        """`(rows, inputs)` of some examples."""
+    def some(self, count):
+        """`(rows, inputs)` of examples drawn at random."""
         generator = np.random.default_rng(0)
         view = int(generator.integers(self.views))
         rows = np.sort(generator.permutation(self.examples)[:count])
@@ -136,15 +136,18 @@ class _Stream(_Examples):
 
     def first(self):
         """A few inputs."""
-        return keras.tree.map_structure(lambda leaf: leaf[:2], next(self._all())[2])
+        return self.some(2)[1]
 
     def sample(self):
         """Nothing: another pass may begin with other examples."""
         return None
 
-    def random(self, count):
-        """Nothing, see `sample`."""
-        return None
+    def some(self, count):
+        """`(rows, inputs)` of the examples with which another pass begins."""
+        for ids, views, inputs in self._all():
+            few = keras.tree.map_structure(lambda leaf: leaf[:count], inputs)
+            return (views * self.examples + ids)[:count], few
+        raise ValueError(f"The data have no batch. Expected all {self.examples} examples")
 
     def batches(self, missing, part):
         """As of `_Indexed`. Batches in which nothing is missing aren't read."""
@@ -175,10 +178,13 @@ class _Stream(_Examples):
 
     def _batches(self):
         if is_tf_dataset(self._data):
-            if int(self._data.cardinality()) == -1:
-                raise ValueError("The data set repeats for ever. Expected one pass, without repeat")
-            return iter(self._data)
-        return (self._data[index] for index in range(len(self._data)))
+            endless, batches = int(self._data.cardinality()) == -1, iter(self._data)
+        else:
+            count = self._data.num_batches
+            endless, batches = count is None, (self._data[i] for i in range(count or 0))
+        if endless:
+            raise ValueError("The data set repeats for ever. Expected one pass, without repeat")
+        return batches
 
     def _check(self, what, numbers, count):
         if numbers.ndim != 1 or (numbers.size and not 0 <= numbers.min() <= numbers.max() < count):

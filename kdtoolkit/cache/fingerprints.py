@@ -6,6 +6,9 @@ import zlib
 import keras
 import numpy as np
 
+# What a layer was used for doesn't change what it does.
+_OF_THE_PAST = ("build_config", "build_input_shape", "compile_config")
+
 
 def fingerprint(model):
     """SHA-256 of a model's weights, their shapes and dtypes, in their order; a hexadecimal string.
@@ -18,11 +21,21 @@ def fingerprint(model):
 
     Raises:
         TypeError: something else.
+        ValueError: a model that has no weights yet.
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"The teacher must be a keras.Model. Received: {type(model).__name__}")
+    if not model.built:
+        raise ValueError(
+            f"The teacher '{model.name}' isn't built, so it has no weights yet. Expected a trained "
+            "network: load its weights, or call it once"
+        )
+    return _digest(model.weights)
+
+
+def _digest(weights):
     digest = hashlib.sha256()
-    for weight in model.weights:
+    for weight in weights:
         value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
         digest.update(f"{value.dtype.name}{value.shape}".encode())
         digest.update(value.tobytes())
@@ -50,14 +63,23 @@ def checksums(inputs):
 
 
 def description(layer):
-    """A layer's configuration as JSON without names, which Keras numbers anew; None for None."""
-    return None if layer is None else _nameless(keras.saving.serialize_keras_object(layer))
+    """What a layer does, as JSON: its configuration and its weights; None for None."""
+    if layer is None:
+        return None
+    config = _numbered(keras.saving.serialize_keras_object(layer), {})
+    return {"config": config, "weights": _digest(layer.weights)}
 
 
-def _nameless(config):
+def _numbered(config, names):
+    """The configuration with numbers for names, which Keras makes anew in each process."""
     if isinstance(config, dict):
-        return {key: _nameless(value) for key, value in config.items() if key != "name"}
-    return [_nameless(value) for value in config] if isinstance(config, list | tuple) else config
+        if isinstance(config.get("name"), str):
+            names.setdefault(config["name"], f"#{len(names)}")
+        kept = {key: value for key, value in config.items() if key not in _OF_THE_PAST}
+        return {key: _numbered(value, names) for key, value in kept.items()}
+    if isinstance(config, list | tuple):
+        return [_numbered(value, names) for value in config]
+    return names.get(config, config) if isinstance(config, str) else config
 
 
 def _plain(array):

@@ -62,11 +62,16 @@ def _with_rows(x, name, function, compared, spread=False):
         first = np.sort(order[: 8 * compared])
         _first_rows(inputs, ids, x.get(EXAMPLE_VIEW), function, first)
         compared = 0
-    if name in x.get(STORED, {}):
-        raise ValueError(f"Two sources are called '{name}'. Give each a name of its own")
     few = keras.tree.map_structure(lambda leaf: leaf[:compared], inputs)
     found = function(few, _numpy(ids), _numpy(x.get(EXAMPLE_VIEW)))
-    return {**x, STORED: {**x.get(STORED, {}), name: found}}
+    return _beside(x, name, found)
+
+
+def _beside(x, name, found):
+    others = x.get(STORED, {})
+    if name in others:
+        raise ValueError(f"Two sources are called '{name}'. Give each a name of its own")
+    return {**x, STORED: {**others, name: found}}
 
 
 def _first_rows(inputs, ids, views, function, rows):
@@ -124,7 +129,7 @@ def _mapped(dataset, name, function, columns, compared):
         for tensor, column in zip(found, columns, strict=True):
             tensor.set_shape((ids.shape[0], *column.shape))
         rows = {column.name: tensor for column, tensor in zip(columns, found, strict=True)}
-        x = {**x, STORED: {**x.get(STORED, {}), name: rows}}
+        x = _beside(x, name, rows)
         return (x, *rest) if rest else x
 
     return dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE)

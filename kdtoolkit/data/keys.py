@@ -111,7 +111,7 @@ def with_views(dataset, views, seed=0):
         `"augmentation_seed"`, int32 `(2,)`.
 
     Raises:
-        ValueError: a dataset without ids, or numbers out of range.
+        ValueError: a dataset without ids or without end, or numbers out of range.
 
     Example:
 
@@ -135,16 +135,19 @@ def with_views(dataset, views, seed=0):
         )
     if inputs[EXAMPLE_ID].shape.rank:
         raise ValueError("`with_views` takes single examples. Call it before `.batch()`")
-    if not (isinstance(views, int) and views >= 1 and 0 <= seed < 2**31):
+    if not (is_whole(views) and views >= 1 and is_whole(seed) and 0 <= seed < 2**31):
         raise ValueError(
-            "`views` must be an integer >= 1 and `seed` from 0 to 2**31 - 1. "
+            "`views` must be an integer >= 1 and `seed` one from 0 to 2**31 - 1. "
             f"Received: views={views!r}, seed={seed!r}"
         )
+    count = int(dataset.cardinality())
+    if count == -1:
+        raise ValueError("The data set repeats for ever, so its first view has no end")
 
     def of(view):
         view = tf.cast(view, tf.int32)
         # Any two views or examples have different pairs, and with them different draws.
-        first = seed ^ (view * 65537)
+        first = int(seed) ^ (view * 65537)
 
         def add(x, *rest):
             pair = tf.stack([first, x[EXAMPLE_ID]])
@@ -153,10 +156,15 @@ def with_views(dataset, views, seed=0):
 
         return dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE)
 
-    repeated, count = tf.data.Dataset.range(views).flat_map(of), int(dataset.cardinality())
+    repeated = tf.data.Dataset.range(views).flat_map(of)
     if count < 0:
         return repeated
     return repeated.apply(tf.data.experimental.assert_cardinality(views * count))
+
+
+def is_whole(number):
+    """Whether something is an integer, of Python or NumPy; True and False aren't."""
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
 def _checked_ids(ids, length):

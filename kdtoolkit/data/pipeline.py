@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from kdtoolkit.data.augment import Augmentation, Augmentations
-from kdtoolkit.data.keys import EXAMPLE_VIEW, with_ids
+from kdtoolkit.data.keys import EXAMPLE_VIEW, is_whole, with_ids
 from kdtoolkit.data.mixing import check_labels, checked_mixers, mix_batch, one_hot
 
 
@@ -127,6 +127,7 @@ class ArrayPipeline(keras.utils.PyDataset):
         self._step = batch_size // 2 if overlap else batch_size
         self.epoch = 0
         self._plan = (None, None, None)
+        self._viewed = (None, None)
         if not len(self):
             raise ValueError(
                 f"There is no full batch of {batch_size} in {len(x)} examples. "
@@ -175,8 +176,11 @@ class ArrayPipeline(keras.utils.PyDataset):
             view: from 0 to `views` - 1; 0 without augmentation.
 
         Raises:
-            ValueError: an example looks different in each epoch.
+            ValueError: an example looks different in each epoch; no such view.
         """
+        views = self.views or 1
+        if not 0 <= view < views:
+            raise ValueError(f"This pipeline has views from 0 to {views - 1}. Received: {view}")
         if self.augment is None and not self.mix:
             return self.x[rows]
         if self.views is None:
@@ -185,7 +189,10 @@ class ArrayPipeline(keras.utils.PyDataset):
                 "end of views to store. Expected `ArrayPipeline(..., views=k)` with `augment` and "
                 "without `mix`, or no augmentation. Otherwise teach with the network itself"
             )
-        return self.augment.apply(self.x[rows], self._draws(view, 1)[rows])
+        # Whoever goes through a view asks for it batch by batch.
+        if self._viewed[0] != view:
+            self._viewed = (view, self._draws(view, 1))
+        return self.augment.apply(self.x[rows], self._viewed[1][rows])
 
     def on_epoch_end(self):
         self.epoch += 1
@@ -241,7 +248,7 @@ class FollowEpochs(keras.callbacks.Callback):
 def _check_views(views, augment, mix, overlap):
     if views is None:
         return
-    if isinstance(views, bool) or not isinstance(views, int | np.integer) or views < 1:
+    if not is_whole(views) or views < 1:
         raise ValueError(f"`views` must be an integer >= 1, or None. Received: views={views!r}")
     if augment is None or mix is not None or overlap:
         raise ValueError(
