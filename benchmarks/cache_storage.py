@@ -23,15 +23,20 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np  # noqa: E402
 
 from kdtoolkit import evaluation  # noqa: E402
-from kdtoolkit.cache.draft import Draft  # noqa: E402
-from kdtoolkit.cache.format import Column  # noqa: E402
+from kdtoolkit.cache.contents import Contents  # noqa: E402
+from kdtoolkit.cache.draft import Draft, size_of  # noqa: E402
 from kdtoolkit.cache.table import Table  # noqa: E402
 
-COLUMNS = [
-    Column("values", "float16", (11,)),
-    Column("indices", "uint16", (10,)),
-    Column("inputs_crc32", "uint32"),
-]
+#: What the time is measured with.
+COLUMNS = Contents((1000,), {}, "float16", 10).columns
+#: Arguments of `kd.cache_teacher`, of which the size is given.
+CODINGS = {
+    "dense, float32": {},
+    "dense, float16": {"dtype": "float16"},
+    "top 10, float32": {"top_k": 10},
+    "top 10, float16": {"dtype": "float16", "top_k": 10},
+    "top 100, float16": {"dtype": "float16", "top_k": 100},
+}
 
 
 def batch_of(rows):
@@ -118,6 +123,16 @@ def measure(rows, args):
     }
 
 
+def sizes(rows):
+    """Bytes of a row in each coding, of a table of so many."""
+    for classes in (100, 1000):
+        for name, coding in CODINGS.items():
+            if coding.get("top_k", 0) < classes:
+                columns = Contents((classes,), {}, **coding).columns
+                total = size_of(rows, columns, {})
+                yield {"classes": classes, "coding": name, "bytes_per_row": round(total / rows, 2)}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[128_117, 1_281_167])
@@ -125,7 +140,7 @@ def main():
     parser.add_argument("--read-batch", type=int, default=256)
     parser.add_argument("--shard-rows", type=int, default=2**16)
     parser.add_argument("--folder", type=pathlib.Path, help="where the cache is written")
-    parser.add_argument("--out", type=pathlib.Path, help="folder for cache_storage.csv")
+    parser.add_argument("--out", type=pathlib.Path, help="folder for the two CSV files")
     args = parser.parse_args()
     results = []
     for rows in args.rows:
@@ -135,6 +150,8 @@ def main():
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         evaluation.write_csv(results, args.out / "cache_storage.csv", overwrite=True)
+        table = list(sizes(max(args.rows)))
+        evaluation.write_csv(table, args.out / "cache_sizes.csv", overwrite=True)
 
 
 if __name__ == "__main__":

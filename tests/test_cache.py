@@ -252,7 +252,10 @@ def test_a_student_learns_the_same_beside_other_teachers_and_from_layers(tmp_pat
                 kd.losses.Hint(), source="first", source_layer="hidden", student_layer="hidden"
             ),
             kd.Transfer(
-                kd.losses.RKDDistance(), source="first", source_layer="norm", student_layer="norm"
+                kd.losses.RelationalDistance(),
+                source="first",
+                source_layer="norm",
+                student_layer="norm",
             ),
             kd.Transfer(kd.losses.SoftTargets(4.0), source="second", weight=0.3),
             kd.Transfer(kd.losses.SoftCrossEntropy(), source="past", weight=0.2, name="past"),
@@ -629,8 +632,8 @@ def test_another_process_may_build_at_the_same_time_and_may_be_killed(tmp_path, 
     assert not (tmp_path / "killed").exists()
     asked.clear()
     cache(teacher, x, tmp_path / "killed", batch_size=3)
-    # Two of its calls were written; the third was on its way.
-    assert asked == [3] * 13 + [45]
+    # Two of its calls were written at least; the third was on its way.
+    assert asked == [3] * (len(asked) - 1) + [45] and 2 < len(asked) <= 14
     for name in ("both", "killed"):
         assert files(tmp_path / name) == files(tmp_path / "expected")
 
@@ -755,6 +758,23 @@ def test_a_teacher_or_option_that_cannot_be_cached_is_refused(case, tmp_path):
     with pytest.raises(error, match=message):
         cache(teacher(), whole()[0], tmp_path / "cache", **options)
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_layer_that_is_not_as_large_for_all_examples_is_refused(tmp_path):
+    inputs = keras.Input((None, 2))
+    h = layers.Dense(2, name="tokens")(inputs)
+    teacher = keras.Model(inputs, layers.Dense(CLASSES)(layers.GlobalAveragePooling1D()(h)))
+
+    class Texts(keras.utils.PyDataset):
+        num_batches = 2
+
+        def __getitem__(self, index):
+            x = np.ones((2, 3 + index, 2), "float32")
+            return kd.data.with_ids(x, 2 * index + np.arange(2))
+
+    cache(teacher, Texts(), tmp_path / "outputs", examples=4)
+    with pytest.raises(ValueError, match=r"'tokens'.*\(3, 2\) for some.*\(4, 2\) for others.*pool"):
+        cache(teacher, Texts(), tmp_path / "cache", examples=4, layers=["tokens"])
 
 
 def test_a_teacher_that_draws_is_refused(tmp_path):
