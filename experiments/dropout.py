@@ -7,11 +7,13 @@
 The study is Bulo, Porzi and Kontschieder, 2016. A network is trained with dropout. Then the same
 network without dropout, from the same weights, learns the mean of its random passes, without
 labels: from the training images, from training images with a fifth of the pixels zeroed, or from
-the test images. "labels again" is the control: as many further steps without dropout, from labels.
-"squared" has another Bregman divergence, "more images" has images that the first network never saw.
+the test images. "squared" has another Bregman divergence, "more images" has images that the first
+network never saw. "labels again" is the control: as many further steps without dropout, from
+labels, on the training images or, as augmentation, on those with zeroed pixels.
 
 Compression: networks with a share of the units, taken from the hidden dense layer alone or from all
-layers, trained from labels with dropout, from labels without, and by distilling the whole network.
+layers, trained from labels with dropout, without, without but on zeroed pixels, and by distilling
+the whole network on zeroed pixels.
 
 A seed decides the split, the first weights and the order; all rows share them, so differences are
 compared in pairs. All numbers are of the last epoch. Every number of a preset is an argument.
@@ -94,7 +96,7 @@ class Method:
     Attributes:
         inputs: what is distilled from: "train", "perturbed", "test" or "more"; or None.
         loss: the Bregman divergence.
-        labels: whether it learns from labels instead.
+        labels: whether it learns from labels instead, of the inputs "train" or "perturbed".
         share, of: the share of the units that are left, of the "dense" layer or of "all" layers.
         dropout: whether a network that learns from labels has dropout.
     """
@@ -112,6 +114,7 @@ METHODS = [
     Method("standard"),
     Method(f"monte carlo ({SAMPLES})"),
     Method("labels again", labels=True),
+    Method("labels again, perturbed train", inputs="perturbed", labels=True),
     Method("distilled, train", inputs="train"),
     Method("distilled, perturbed train", inputs="perturbed"),
     Method("distilled, test", inputs="test"),
@@ -124,6 +127,7 @@ METHODS = [
         for name, options in (
             ("labels, dropout", {"labels": True, "dropout": True}),
             ("labels", {"labels": True}),
+            ("labels, perturbed train", {"labels": True, "inputs": "perturbed"}),
             ("distilled", {"inputs": "perturbed"}),
         )
     ),

@@ -8,11 +8,16 @@ from kdtoolkit import evaluation
 from kdtoolkit.files import draft_of
 
 #: What every row is compared with: dropout training alone, and with further steps from labels.
-BASES = ("standard", "labels again")
+BASES = ("standard", "labels again", "labels again, perturbed train")
 #: What is averaged over the seeds, beside the test error.
 MEASURES = ("nll", "brier", "ece", "kl_to_mean")
 TEST = ("difference", "low", "high", "p", "p_holm")
-COLOURS = {"labels, dropout": "tab:orange", "labels": "0.45", "distilled": "tab:blue"}
+COLOURS = {
+    "labels, dropout": "tab:orange",
+    "labels": "0.45",
+    "labels, perturbed train": "tab:green",
+    "distilled": "tab:blue",
+}
 
 
 def write(options, rows):
@@ -129,10 +134,11 @@ def _draw_whole(figure, names, found):
 
 
 def _draw_compression(figure, methods, found):
-    axes = figure.subplots(1, 2, sharey=True)
+    # Smaller dense layers change little beside smaller networks, so each has a scale of its own.
+    axes = figure.subplots(1, 2)
     # Each share is half of the next: they stand as far apart as on a scale of logarithms.
     shares = sorted({method.share for method in methods if method.of})
-    whole = [method.name for method in methods if not (method.labels or method.inputs)]
+    whole = [m.name for m in methods if not (m.labels or m.inputs)]
     for axis, of in zip(axes, ("dense", "all"), strict=True):
         for kind, colour in COLOURS.items():
             own = [m for m in methods if m.name.endswith(f"of {of}: {kind}")]
@@ -148,8 +154,8 @@ def _draw_compression(figure, methods, found):
         axis.set_xticks(range(len(shares)), [f"{share:g}" for share in shares])
         layers = "the hidden dense layer" if of == "dense" else "all layers"
         axis.set_xlabel(f"share of the units of {layers} that is kept")
+        axis.set_ylabel("test error (%)")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("test error (%)")
     axes[1].legend(fontsize=8)
 
 

@@ -63,9 +63,15 @@ def run(model, x):
     return array(model.predict_on_batch(x))
 
 
-def distill(teacher, student=None, **kwargs):
-    distiller = kd.Distiller(student=student or dense(seed=1), teacher=teacher, **kwargs)
-    distiller.compile(keras.optimizers.SGD(0.1, 0.9), crossentropy())
+def student(**kwargs):
+    return dense(4, 1, norm=False, **kwargs)
+
+
+def distill(teacher, learner=None, graph=False, **kwargs):
+    """A compiled distiller. TensorFlow runs a few steps sooner than it makes a graph of one."""
+    distiller = kd.Distiller(student=learner or student(), teacher=teacher, **kwargs)
+    eager = keras.backend.backend() == "tensorflow" and not graph
+    distiller.compile(keras.optimizers.SGD(0.2), crossentropy(), run_eagerly=eager)
     return distiller
 
 
@@ -91,7 +97,7 @@ class Batches(keras.utils.PyDataset):
 def some_rows(seed=1):
     """All examples, some of them twice in a batch, and a smaller batch at the end."""
     order = np.random.default_rng(seed).permutation(EXAMPLES)
-    return [[*order[:20], *order[:4]], [*order[20:41], order[20], order[3]], order[41:]]
+    return [[*order[:20], *order[:4]], [*order[20:41], order[20], *order[3:5]], order[41:]]
 
 
 def signs(views=3, **kwargs):
@@ -206,25 +212,25 @@ def test_half_precision_rounds_each_number_once(tmp_path):
 # --- the students learn the same -----------------------------------------------------------------
 
 
-def learned(teacher, x, y=None, **kwargs):
+def learned(teacher, x, y=None, graph=True, **kwargs):
     """A student's weights after three epochs."""
-    distiller = distill(teacher)
+    distiller = distill(teacher, graph=graph)
     kwargs = {"epochs": 3, "shuffle": y is not None, **kwargs}
     history = fit(distiller, x, y, **kwargs).history
     return distiller.student.get_weights(), history
 
 
 WAYS = {
-    "arrays, some for validation": lambda: (*data(40), {"validation_split": 0.25}),
-    "views": lambda: (signs(2, data=data(40)), None, {"validation_data": data(20, seed=5)}),
-    "a user's batches": lambda: (Batches(*data(EXAMPLES), some_rows()), None, {}),
+    "arrays, some for validation": lambda: (*data(48), {"validation_split": 1 / 3}),
+    "views": lambda: (signs(2, data=data(32)), None, {"validation_data": data(16, seed=5)}),
+    "a user's batches": lambda: (Batches(*data(EXAMPLES), some_rows()), None, {"graph": False}),
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_student_learns_what_it_learns_from_the_network(way, tmp_path):
     x, y, options = WAYS[way]()
-    teacher = dense(16, seed=2)
+    teacher = dense(16, seed=2, norm=False)
 
     def callbacks():
         # Each run begins at epoch 0 of the pipeline.
@@ -235,13 +241,14 @@ def test_a_student_learns_what_it_learns_from_the_network(way, tmp_path):
     live, first = learned(teacher, x, y, callbacks=callbacks(), **options)
     ours, second = learned(cached, x, y, callbacks=callbacks(), **options)
     assert difference(live, ours) < 1e-6
-    assert difference(ours, dense(seed=1).get_weights()) > 0.05
+    assert difference(ours, student().get_weights()) > 0.05
     for name, values in first.items():
         np.testing.assert_allclose(second[name], values, rtol=1e-4, err_msg=name)
 
 
+@pytest.mark.tensorflow
 def test_a_student_learns_the_same_beside_other_teachers_and_from_layers(tmp_path):
-    x, y = data(40)
+    x, y = data(32)
     teacher = dense(16, seed=2)
     cached = cache(teacher, x, tmp_path / "cache", layers=["hidden", "norm"])
 
@@ -255,7 +262,7 @@ def test_a_student_learns_the_same_beside_other_teachers_and_from_layers(tmp_pat
                 kd.losses.RelationalDistance(),
                 source="first",
                 source_layer="norm",
-                student_layer="norm",
+                student_layer="hidden",
             ),
             kd.Transfer(kd.losses.SoftTargets(4.0), source="second", weight=0.3),
             kd.Transfer(kd.losses.SoftCrossEntropy(), source="past", weight=0.2, name="past"),
@@ -271,7 +278,7 @@ def test_a_student_learns_the_same_beside_other_teachers_and_from_layers(tmp_pat
 
     live, ours = run_with(teacher), run_with(cached)
     assert difference(live, ours) < 1e-6
-    assert difference(ours, dense(seed=1).get_weights()) > 0.05
+    assert difference(ours, student().get_weights()) > 0.05
 
 
 def two_headed(seed=0):
@@ -281,8 +288,9 @@ def two_headed(seed=0):
     return keras.Model(inputs, heads)
 
 
+@pytest.mark.tensorflow
 def test_a_teacher_with_several_outputs_teaches_each(tmp_path):
-    x, y = data(40)
+    x, y = data(32)
     teacher = two_headed()
     with pytest.raises(ValueError, match=r"several outputs.*`layers`.*\['coarse', 'fine'\]"):
         cache(teacher, x, tmp_path / "cache")
@@ -294,15 +302,15 @@ def test_a_teacher_with_several_outputs_teaches_each(tmp_path):
 
     def run_with(source):
         keras.utils.set_random_seed(1)
-        student = two_headed(1)
+        learner = two_headed(1)
         edges = [
             kd.Transfer(kd.losses.SoftTargets(2.0), source_layer=key, student_layer=key, name=key)
             for key in ("coarse", "fine")
         ]
-        distiller = kd.Distiller(student=student, teacher=source, transfers=edges)
-        distiller.compile(keras.optimizers.SGD(0.1))
+        distiller = distill(source, learner, transfers=edges)
+        distiller.compile(keras.optimizers.SGD(0.1), run_eagerly=distiller.run_eagerly)
         fit(distiller, x, epochs=3)
-        return student.get_weights()
+        return learner.get_weights()
 
     live, ours = run_with(teacher), run_with(cached)
     assert difference(live, ours) < 1e-6
@@ -328,8 +336,9 @@ def spread(logits, k):
     return logs
 
 
-@pytest.mark.parametrize("k", [1, 3, 9])
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(
+    "k, dtype", [(1, "float32"), (3, "float32"), (3, "float16"), (9, "float16")]
+)
 def test_the_strongest_classes_stay_and_the_rest_is_spread(k, dtype, tmp_path):
     logits = np.random.default_rng(k).normal(0, 3, (12, 10)).astype("float32")
     cached = cache(speaker(10), logits, tmp_path / "cache", top_k=k, dtype=dtype)
@@ -347,7 +356,7 @@ def test_the_strongest_classes_stay_and_the_rest_is_spread(k, dtype, tmp_path):
 
 
 def test_what_is_lost_is_the_order_of_the_rest():
-    logits = np.random.default_rng(0).normal(0, 3, (6, 10))
+    logits = np.random.default_rng(0).normal(0, 3, (12, 10))
     contents = Contents((10,), {}, top_k=3)
     found = array(contents.decode(contents.encode({"output": logits}))["output"])
     lost = divergence(logits, found)
@@ -405,15 +414,15 @@ def test_many_classes_have_wide_numbers(tmp_path):
 
 
 def test_the_gradient_of_a_loss_is_that_of_the_spread_logits(tmp_path):
-    logits = np.random.default_rng(0).normal(0, 3, (6, 10)).astype("float32")
-    student = np.random.default_rng(1).normal(size=(6, 10)).astype("float32")
+    logits = np.random.default_rng(0).normal(0, 3, (12, 10)).astype("float32")
+    learner = np.random.default_rng(1).normal(size=(12, 10)).astype("float32")
     cached = cache(speaker(10), logits, tmp_path / "cache", top_k=3)
     found = taught(cached, kd.data.with_ids(logits))[0].astype("float32")
     for temperature in (1.0, 4.0):
         loss = kd.losses.SoftTargets(temperature)
-        slope = gradient(loss.values, found, student, argnum=1)
+        slope = gradient(loss.values, found, learner, argnum=1)
         p = reference.softmax(spread(logits, 3), temperature)
-        expected = temperature * (reference.softmax(student, temperature) - p)
+        expected = temperature * (reference.softmax(learner, temperature) - p)
         np.testing.assert_allclose(slope, expected, atol=1e-5)
 
 
@@ -421,10 +430,10 @@ def test_the_gradient_of_a_loss_is_that_of_the_spread_logits(tmp_path):
 
 
 def test_evaluation_and_prediction_are_the_students_own(tmp_path):
-    x, y = data(40)
-    distiller = distill(cache(dense(16, seed=2), x, tmp_path / "cache"))
-    fit(distiller, x, y)
-    other, labels = data(24, seed=4)
+    x, y = data(32)
+    distiller = distill(cache(dense(16, seed=2, norm=False), x, tmp_path / "cache"))
+    fit(distiller, x, y, epochs=1)
+    other, labels = data(32, seed=4)
     np.testing.assert_array_equal(
         distiller.predict(other, verbose=0), distiller.student.predict(other, verbose=0)
     )
@@ -437,21 +446,21 @@ def test_evaluation_and_prediction_are_the_students_own(tmp_path):
 
 
 def test_a_saved_distiller_goes_on_with_its_cache(tmp_path, monkeypatch):
-    x, y = data(40)
+    x, y = data(32)
     monkeypatch.chdir(tmp_path)
-    distiller = distill(cache(dense(16, seed=2), x, "cache"))
+    distiller = distill(cache(dense(16, seed=2, norm=False), x, "cache"))
     fit(distiller, x, y)
     distiller.save(tmp_path / "half.keras")
     distiller.student.save(tmp_path / "student.keras")
     monkeypatch.chdir("/")
-    student = keras.models.load_model(tmp_path / "student.keras")
-    assert difference(student.get_weights(), distiller.student.get_weights()) == 0
+    alone = keras.models.load_model(tmp_path / "student.keras")
+    assert difference(alone.get_weights(), distiller.student.get_weights()) == 0
     loaded = keras.models.load_model(tmp_path / "half.keras")
     assert loaded.sources["teacher"].directory == str(tmp_path / "cache")
     for model in (distiller, loaded):
         fit(model, x, y, epochs=1)
     assert difference(loaded.student.get_weights(), distiller.student.get_weights()) == 0
-    assert difference(loaded.student.get_weights(), student.get_weights()) > 1e-3
+    assert difference(loaded.student.get_weights(), alone.get_weights()) > 1e-3
 
 
 def test_a_source_is_made_again_from_its_config(tmp_path):
@@ -478,9 +487,9 @@ def test_two_caches_teach_at_once_and_have_names_of_their_own(kind, made):
 
 
 def test_the_network_is_not_needed_and_the_step_is_not_made_anew(tmp_path, monkeypatch):
-    x, y = data(40)
-    teacher = dense(16, seed=2)
-    distiller = distill(cache(teacher, x, tmp_path / "cache", layers=["hidden"]))
+    x, y = data(32)
+    teacher = dense(16, seed=2, norm=False)
+    distiller = distill(cache(teacher, x, tmp_path / "cache"), graph=True)
     assert not any(w is v for w in teacher.weights for v in distiller.variables)
     monkeypatch.setattr(teacher, "call", lambda *args, **kwargs: pytest.fail("the teacher ran"))
     traces, original = [], distiller.compute_loss
@@ -497,8 +506,8 @@ def test_the_network_is_not_needed_and_the_step_is_not_made_anew(tmp_path, monke
 
 
 def test_a_loop_of_ones_own_attaches_the_rows(tmp_path):
-    x, y = data(40)
-    cached = cache(dense(16, seed=2), x, tmp_path / "cache")
+    x, y = data(32)
+    cached = cache(dense(16, seed=2, norm=False), x, tmp_path / "cache")
     batch = kd.data.with_ids(x[8:16], np.arange(8, 16))
     with pytest.raises(ValueError, match="reads its rows from the batch.*attach"):
         distill(cached).train_on_batch(batch, y[8:16])
@@ -622,7 +631,7 @@ def test_another_process_may_build_at_the_same_time_and_may_be_killed(tmp_path, 
     cache(teacher, x, tmp_path / "expected")
     tell(process, tmp_path / "both", (1, 2))
     made = cache(teacher, x, tmp_path / "both", part=(0, 2), batch_size=1)
-    while (answer := process.stdout.readline()) == "3\n":
+    while (answer := process.stdout.readline()).strip().isdigit():
         pass
     assert answer == "True\n" or (answer == "False\n" and made is not None)
     tell(process, tmp_path / "killed", (0, 1))
@@ -654,8 +663,8 @@ def test_the_size_the_progress_and_the_loss_are_told(tmp_path, capsys):
 
 
 def test_preprocessing_is_the_live_teachers(tmp_path):
-    x, y = data(40)
-    teacher, layer = dense(16, seed=2), layers.Normalization(name="own")
+    x, y = data(32)
+    teacher, layer = dense(16, seed=2, norm=False), layers.Normalization(name="own")
     layer.adapt(3 * x + 1)
     cached = cache(teacher, x, tmp_path / "cache", preprocess=layer)
     expected = run(teacher, array(layer(x)).astype("float32"))
@@ -668,7 +677,7 @@ def test_preprocessing_is_the_live_teachers(tmp_path):
 
 
 def test_preprocessing_is_known_again_by_what_it_does(tmp_path):
-    x, teacher = data(40)[0], exact()
+    x, teacher = data(32)[0], exact()
 
     def adapted(to, **kwargs):
         layer = layers.Normalization(**kwargs)
@@ -1007,9 +1016,9 @@ def test_an_unknown_view_is_refused_when_it_comes(made):
 
 
 def test_a_student_of_other_classes_is_refused(made):
-    for student, shape in ((dense(classes=5), r"\(None, 5\)"), (dense(classes=2), r"\(None, 2\)")):
-        with pytest.raises(ValueError, match=rf"\(None, 3\).*{shape}"):
-            distill(kd.CachedTeacher(made / "plain"), student)
+    for classes in (2, 5):
+        with pytest.raises(ValueError, match=rf"\(None, 3\).*\(None, {classes}\)"):
+            distill(kd.CachedTeacher(made / "plain"), student(classes=classes))
 
 
 def test_a_layer_that_is_not_stored_is_refused(made):
@@ -1100,15 +1109,15 @@ def test_views_that_cannot_be_replayed_are_refused():
 
 
 def test_what_belongs_to_ids_is_stripped_and_models_may_read_dicts(tmp_path):
-    x, y = data(40)
+    x, y = data(32)
     batch = {
         **kd.data.with_ids({"a": x[:, :2], "b": x[:, 2:]}),
-        "example_view": np.zeros(40, "int32"),
-        "augmentation_seed": np.zeros((40, 2), "int32"),
+        "example_view": np.zeros(32, "int32"),
+        "augmentation_seed": np.zeros((32, 2), "int32"),
         "stored": {"teacher": {"output": x}},
     }
     inputs, ids = kd.data.strip(batch)
-    assert inputs.keys() == {"a", "b"} and np.array_equal(ids, np.arange(40))
+    assert inputs.keys() == {"a", "b"} and np.array_equal(ids, np.arange(32))
     # Without ids these are inputs like any other.
     unnumbered = {key: value for key, value in batch.items() if key != "example_id"}
     assert kd.data.strip(unnumbered)[0] is unnumbered

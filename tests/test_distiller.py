@@ -378,3 +378,10 @@ def test_networks_that_were_compiled_before_keep_their_metrics_to_themselves(way
     expected = 0.1 * logs["label_loss"] + 0.9 * logs["soft_targets"]
     assert logs["loss"] == pytest.approx(expected, rel=1e-5)
     assert len([metric for metric in distiller.metrics if metric.name == "loss"]) == 1
+
+
+def test_a_function_without_a_name_is_a_loss_too():
+    far = kd.Transfer(lambda source, student: ops.mean(ops.abs(source - student), axis=-1))
+    distiller = kd.Distiller(student=dense(4, 0), teacher=dense(8, 1), transfers=[far])
+    distiller.compile("sgd")
+    assert set(fit(distiller, data()[0]).history) == {"loss", "function"}

@@ -224,7 +224,7 @@ def test_dropout_distillation_ends_in_tables_pictures_and_a_checked_file(
     monkeypatch.setattr(dropout, "train", lambda s, b, *rest: b.seed or train(s, b, *rest))
     dropout.main(["--seeds", "2", "--epochs", "1", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
-    for text in (*dropout.NETWORKS, *dropout.MEASURES.values(), "can't tell", "314 parameters"):
+    for text in (*dropout.NETWORKS, *dropout.MEASURES.values(), "can't tell", "330 parameters"):
         assert text in printed
     for name in ("dropout_distillation.png", "unsure.png"):
         assert (tmp_path / name).stat().st_size > 10_000

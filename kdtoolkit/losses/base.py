@@ -193,7 +193,9 @@ class FunctionLoss(TransferLoss):
                 f"Received: {function!r}"
             )
         self.function = function
-        super().__init__(reduction=reduction, name=name or function.__name__, dtype=dtype)
+        # TensorFlow takes no "<lambda>" for a name.
+        name = name or function.__name__.replace("<lambda>", "function")
+        super().__init__(reduction=reduction, name=name, dtype=dtype)
         self.needs = needs_of(function)
 
     def values(self, source, student, **context):

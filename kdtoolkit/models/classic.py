@@ -196,7 +196,7 @@ def _begin(input_shape, num_classes, seed, weight_decay, smallest):
     inputs = image_input(input_shape)
     if min(input_shape[:2]) < smallest:
         raise ValueError(
-            f"Height and width must be at least {smallest}, or its poolings leave nothing. "
+            f"Height and width must be at least {smallest}, or nothing is left of them. "
             f"Received: input_shape={input_shape}"
         )
     return inputs, LayerFactory(seed, weight_decay)
@@ -218,7 +218,7 @@ def _pooling(kind, stage, name=None):
 
 
 def _check_filters(network, filters, count):
-    if len(filters) != count:
+    if not isinstance(filters, list | tuple) or len(filters) != count:
         raise ValueError(
             f"`filters` of {network} must hold the channels of its {count} convolutions. "
             f"Received: {filters!r}"
