@@ -3,10 +3,10 @@
     python experiments/cached_teacher.py digits          # a first look, without a download
     python experiments/cached_teacher.py superclasses    # CIFAR-100's 20 groups, 16x16: an hour
 
-The networks, data and training are those of `experiments/losses.py`, with Hinton's distillation in
-every row. "live" augments each image anew in every epoch, so that it can't be cached; "live, k
-views" comes back to the same k views, and what is cached of it says the same, so "dense" differs by
-rounding alone. The question is what few views cost, and few logits.
+The networks, data and training are those of `experiments/losses.py`, with Hinton's distillation at
+T = 4 in every row that says nothing else. "live" augments each image anew in every epoch, so that
+it can't be cached; "live, k views" comes back to the same k views, and what is cached of it says
+the same, so "dense" differs by rounding alone. The question is what few views cost, and few logits.
 
 A seed decides the student's first weights, its images and their order; all rows share them, so
 differences are compared in pairs. All numbers are of the last epoch. Interrupted, the same command
@@ -41,12 +41,15 @@ class Method:
         views: how many of each image, None for new ones in each epoch.
         coding: arguments of `kd.cache_teacher`, None for the live teacher.
         taught: whether there is a teacher at all.
+        temperature: of the soft targets; what isn't among the strongest logits weighs more at a
+            high one.
     """
 
     name: str
     views: int | None = None
     coding: dict | None = None
     taught: bool = True
+    temperature: float = 4.0
 
 
 def methods_of(data):
@@ -61,6 +64,16 @@ def methods_of(data):
         *(
             Method(f"top {k} half precision, {many} views", many, {"top_k": k, **half})
             for k in (1, 3, 5)
+        ),
+        Method(f"{BASE}, T = 1", temperature=1.0),
+        *(
+            Method(
+                f"top {k} half precision, {many} views, T = 1",
+                many,
+                {"top_k": k, **half},
+                temperature=1.0,
+            )
+            for k in (3, 5)
         ),
     ]
 
@@ -91,7 +104,10 @@ def run(options, method, seed, teacher, folder):
         source = kd.cache_teacher(teacher, batches, path, verbose=0, **method.coding)
     distiller = kd.Distiller(student=student, transfers=[])
     if method.taught:
-        distiller = kd.Distiller(student=student, teacher=source)
+        soft = kd.Transfer(kd.losses.SoftTargets(method.temperature), weight=0.9)
+        distiller = kd.Distiller(
+            student=student, teacher=source, transfers=[soft], label_weight=0.1
+        )
     losses.compiled(distiller, options, options.epochs, len(batches))
     follow = [kd.data.FollowEpochs(batches)]
     distiller.fit(batches, epochs=options.epochs, shuffle=False, verbose=0, callbacks=follow)

@@ -674,6 +674,10 @@ def test_preprocessing_is_the_live_teachers(tmp_path):
     for distiller in (live, ours):
         fit(distiller, x, y)
     assert difference(live.student.get_weights(), ours.student.get_weights()) < 1e-6
+    with pytest.raises(
+        ValueError, match="`preprocess` makes the input of a network.*cache_teacher"
+    ):
+        distill(cached, preprocess={"teacher": layer})
 
 
 def test_preprocessing_is_known_again_by_what_it_does(tmp_path):
@@ -691,6 +695,17 @@ def test_preprocessing_is_known_again_by_what_it_does(tmp_path):
     for other in (adapted(2 * x), layers.Rescaling(2.0), None):
         with pytest.raises(ValueError, match="holds another cache. Expected preprocess"):
             cache(teacher, x, tmp_path / "cache", preprocess=other)
+
+    def network(scale):
+        inputs = keras.Input((FEATURES,))
+        return keras.Model(inputs, layers.Rescaling(scale)(layers.Activation("tanh")(inputs)))
+
+    made = cache(teacher, x, tmp_path / "network", preprocess=network(2.0))
+    # Keras has other names for the same layers.
+    again = cache(teacher, x, tmp_path / "network", preprocess=network(2.0))
+    assert again.about == made.about
+    with pytest.raises(ValueError, match="holds another cache. Expected preprocess"):
+        cache(teacher, x, tmp_path / "network", preprocess=network(3.0))
 
 
 def test_inner_layers_may_hold_probabilities(tmp_path):
