@@ -93,14 +93,18 @@ def pipeline(options, data, views, seed):
     )
 
 
-def run(options, method, seed, teacher, folder):
+def run(options, method, seed, teacher):
+    with tempfile.TemporaryDirectory() as folder:
+        return trained(options, method, seed, teacher, pathlib.Path(folder) / "cache")
+
+
+def trained(options, method, seed, teacher, path):
     data = losses.load(options, seed, options.max_train)
     batches = pipeline(options, data, method.views, seed)
     keras.utils.set_random_seed(seed)
     student = losses.network(options.student, data, options, seed)
     started, source = time.process_time(), teacher
     if method.coding is not None:
-        path = folder / f"{seed}-{method.name}".replace(" ", "_")
         source = kd.cache_teacher(teacher, batches, path, verbose=0, **method.coding)
     distiller = kd.Distiller(student=student, transfers=[])
     if method.taught:
@@ -150,12 +154,7 @@ def report(options):
 def main(arguments=None):
     options = parse(arguments)
     teacher = losses.teacher_of(options)
-    with tempfile.TemporaryDirectory() as folder:
-        losses.train_all(
-            options,
-            path_of,
-            lambda method, seed: run(options, method, seed, teacher, pathlib.Path(folder)),
-        )
+    losses.train_all(options, path_of, lambda method, seed: run(options, method, seed, teacher))
     if options.report:
         report(options)
 

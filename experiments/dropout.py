@@ -324,7 +324,9 @@ def parse(arguments):
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs"))
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("experiments/results"))
     options = losses.over_preset(parser.parse_args(arguments), PRESETS)
-    options["methods"] = [known[name] for name in options["methods"] or known]
+    # Without more images their row would be another one under a second name.
+    usual = [m.name for m in METHODS if m.inputs != "more" or options["unlabelled"]]
+    options["methods"] = [known[name] for name in options["methods"] or usual]
     return argparse.Namespace(**options)
 
 

@@ -19,11 +19,13 @@ import pytest
 from keras import layers
 
 import kdtoolkit as kd
-from kdtoolkit.cache import building
+from kdtoolkit.cache import speaker as speaking
 from kdtoolkit.cache.contents import Contents, divergence
 from kdtoolkit.cache.draft import Draft
 from kdtoolkit.cache.format import Column
+from kdtoolkit.cache.locks import alone
 from kdtoolkit.cache.lookup import Lookup
+from kdtoolkit.data.keys import is_arrays
 from tests import reference
 from tests.helpers import array, gradient
 from tests.support import CLASSES, FEATURES, crossentropy, data, dense, fit
@@ -118,13 +120,13 @@ def signs(views=3, **kwargs):
 @pytest.fixture
 def asked(monkeypatch):
     """How many examples the teacher was asked about at each call."""
-    sizes, original = [], building._Pass.predict_on_batch
+    sizes, original = [], speaking._Pass.predict_on_batch
 
     def counting(self, x):
         sizes.append(len(keras.tree.flatten(x)[0]))
         return original(self, x)
 
-    monkeypatch.setattr(building._Pass, "predict_on_batch", counting)
+    monkeypatch.setattr(speaking._Pass, "predict_on_batch", counting)
     return sizes
 
 
@@ -237,7 +239,8 @@ def test_a_student_learns_what_it_learns_from_the_network(way, tmp_path):
         own = isinstance(x, kd.data.ArrayPipeline)
         return [kd.data.FollowEpochs(x)] if own else []
 
-    cached = cache(teacher, x, tmp_path / "cache", examples=EXAMPLES)
+    counts = is_arrays(x) or isinstance(x, kd.data.ArrayPipeline)
+    cached = cache(teacher, x, tmp_path / "cache", examples=None if counts else EXAMPLES)
     live, first = learned(teacher, x, y, callbacks=callbacks(), **options)
     ours, second = learned(cached, x, y, callbacks=callbacks(), **options)
     assert difference(live, ours) < 1e-6
@@ -482,7 +485,7 @@ def test_two_caches_teach_at_once_and_have_names_of_their_own(kind, made):
     second = kd.CachedTeacher(made / "other", name="second")
     assert gaps(off_by_one(first, second), *KINDS[kind](), epochs=1) == [[1.0], [4.0]]
     same = kd.CachedTeacher(made / "other", name="first")
-    with pytest.raises(ValueError, match="Two sources are called 'first'. Give each a name"):
+    with pytest.raises(ValueError, match="under the name 'first' already. Give each source a name"):
         gaps(off_by_one(first, same), *KINDS[kind]())
 
 
@@ -539,7 +542,7 @@ def test_an_interrupted_building_asks_for_what_is_missing(tmp_path, asked, monke
     cache(teacher, x, tmp_path / "whole", batch_size=10)
     assert asked == [10, 10, 10, 10, 5, 45]
     asked.clear()
-    spoken = building._Speaker.__call__
+    spoken = speaking.Speaker.__call__
 
     def failing(self, inputs):
         if len(asked) == 2:
@@ -547,7 +550,7 @@ def test_an_interrupted_building_asks_for_what_is_missing(tmp_path, asked, monke
         return spoken(self, inputs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(building._Speaker, "__call__", failing)
+        patch.setattr(speaking.Speaker, "__call__", failing)
         with pytest.raises(KeyboardInterrupt):
             cache(teacher, x, tmp_path / "cache", batch_size=10)
     with pytest.raises(FileNotFoundError, match="isn't finished.*same arguments.*to go on"):
@@ -564,7 +567,36 @@ def test_a_finished_cache_is_taken_as_it_is(tmp_path, asked):
     first = cache(teacher, x, tmp_path / "cache", top_k=1)
     asked.clear()
     again = cache(teacher, x, tmp_path / "cache", top_k=1, part=(1, 3))
-    assert not asked and again.about == first.about
+    # A sample, in one go.
+    assert asked == [EXAMPLES] and again.about == first.about
+
+
+def test_a_finished_cache_is_compared_with_teacher_and_data(tmp_path):
+    x, teacher = whole()[0], exact()
+    cache(teacher, x, tmp_path / "cache")
+    other = keras.models.clone_model(teacher)
+    other.get_layer("hidden").activation = keras.activations.tanh
+    other.set_weights(teacher.get_weights())
+    with pytest.raises(ValueError, match="says something else when it is asked again"):
+        cache(other, x, tmp_path / "cache")
+    changed = x.copy()
+    changed[1] += 1
+    with pytest.raises(ValueError, match="data changed since"):
+        cache(teacher, changed, tmp_path / "cache")
+
+
+def test_processes_that_build_the_same_wait_for_each_other(tmp_path):
+    with alone(tmp_path / "cache", (0, 1)):
+        code = (
+            "import sys; from kdtoolkit.cache.locks import alone\n"
+            "with alone(sys.argv[1], (0, 1)): print('in', flush=True)"
+        )
+        environment = {**os.environ, "KERAS_BACKEND": "numpy"}
+        command = [sys.executable, "-c", code, str(tmp_path / "cache")]
+        child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.communicate(timeout=6)
+    assert child.communicate(timeout=60)[0] == "in\n"
 
 
 @pytest.mark.parametrize("kind", ["arrays", "views", "a user's batches"])
@@ -585,19 +617,19 @@ CHILD = """
 import sys, time
 import numpy as np, keras
 import kdtoolkit as kd
-from kdtoolkit.cache import building, draft
+from kdtoolkit.cache import draft, speaker as speaking
 draft._FLUSH_SECONDS = 0.0
 given = np.load(sys.argv[1])
 inputs = keras.Input((6,))
 hidden = keras.layers.Dense(4, "relu")(inputs)
 teacher = keras.Model(inputs, keras.layers.Dense(3)(hidden))
 teacher.set_weights([given[str(i)] for i in range(4)])
-speak = building._Pass.predict_on_batch
+speak = speaking._Pass.predict_on_batch
 def told(self, x):
     print(len(x), flush=True)
     time.sleep(0.02)
     return speak(self, x)
-building._Pass.predict_on_batch = told
+speaking._Pass.predict_on_batch = told
 for line in sys.stdin:
     path, *part = line.split()
     part = tuple(map(int, part))
@@ -771,7 +803,7 @@ TEACHERS = {
         two_headed,
         {"top_k": 1, "layers": ["fine"]},
     ),
-    "batch_size": (ValueError, "`batch_size` must be 1 or more", exact, {"batch_size": 0}),
+    "batch_size": (ValueError, "`batch_size` must be an integer >= 1", exact, {"batch_size": 0}),
     "part": (ValueError, r"`part` must be \(i, n\) with 0 <= i < n", exact, {"part": (2, 2)}),
 }
 
@@ -840,13 +872,13 @@ DATA = {
     ),
     "a missing example": (
         ValueError,
-        "hold 5 of 6 examples and views.*all 6 examples in 1 views",
+        "lack 1 of 6 examples and views.*all 6 examples in 1 views",
         lambda x, y: Batches(x, y, ROWS),
         {"examples": 6},
     ),
     "a missing view": (
         ValueError,
-        "hold 5 of 10 examples and views.*all 5 examples in 2 views",
+        "lack 5 of 10 examples and views.*all 5 examples in 2 views",
         lambda x, y: Batches(x, y, ROWS),
         {"examples": 5, "views": 2},
     ),
@@ -931,7 +963,7 @@ def changed(x, rows):
 
 def interrupted(x, path, monkeypatch, **options):
     """Leaves a building of which the first batches are there."""
-    calls, spoken = [], building._Speaker.__call__
+    calls, spoken = [], speaking.Speaker.__call__
 
     def failing(self, inputs):
         calls.append(1)
@@ -940,7 +972,7 @@ def interrupted(x, path, monkeypatch, **options):
         return spoken(self, inputs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(building._Speaker, "__call__", failing)
+        patch.setattr(speaking.Speaker, "__call__", failing)
         with pytest.raises(KeyboardInterrupt):
             cache(exact(), x, path, **options)
 
@@ -973,7 +1005,7 @@ def test_a_stream_that_says_something_else_each_time_is_refused(tmp_path):
             noise = self.generator.normal(size=inputs["inputs"].shape).astype("float32")
             return {**inputs, "inputs": inputs["inputs"] + noise}, labels
 
-    with pytest.raises(ValueError, match="data changed while.*augment"):
+    with pytest.raises(ValueError, match="data changed since.*augment"):
         cache(exact(), Augmented(*whole(), some_rows()), tmp_path / "cache", examples=EXAMPLES)
     assert not (tmp_path / "cache").exists()
 
@@ -1022,12 +1054,11 @@ def test_data_that_the_teacher_did_not_see_are_refused(case, made):
         fit(distill(kd.CachedTeacher(made / name)), *given, batch_size=None, shuffle=False)
 
 
-def test_an_unknown_view_is_refused_when_it_comes(made):
+def test_an_unknown_view_is_refused_before_the_first_step(made):
     pipeline, distiller = signs(4), off_by_one(kd.CachedTeacher(made / "views"))
     follow = {"shuffle": False, "callbacks": [kd.data.FollowEpochs(pipeline)]}
-    assert gaps(distiller, pipeline, epochs=3, **follow) == [[1.0] * 3]
-    with pytest.raises(ValueError, match="knows each view from 0 to 2. Received: 3 to 3"):
-        fit(distiller, pipeline, epochs=4, initial_epoch=3, **follow)
+    with pytest.raises(ValueError, match="holds 3 views of each example.* shows 4"):
+        fit(distiller, pipeline, epochs=3, **follow)
 
 
 def test_a_student_of_other_classes_is_refused(made):
@@ -1165,3 +1196,26 @@ def test_what_reads_a_cache_travels_to_another_process_and_threads_share_it(made
         np.testing.assert_array_equal(labels, whole()[1][rows])
     assert isinstance(pickle.loads(pickle.dumps(cached._lookup)), Lookup)
     assert gaps(off_by_one(cached), batches, shuffle=True) == [[1.0, 1.0]]
+
+
+def test_a_softmax_among_several_outputs_is_refused(tmp_path):
+    inputs = keras.Input((FEATURES,))
+    outputs = {"a": layers.Dense(3, "softmax")(inputs), "b": layers.Dense(3)(inputs)}
+    teacher = keras.Model(inputs, outputs)
+    with pytest.raises(ValueError, match="returns probabilities"):
+        cache(teacher, whole()[0], tmp_path / "cache", layers=["a"])
+    assert cache(teacher, whole()[0], tmp_path / "cache", layers=["b"]).layers_held == ("b",)
+
+
+def test_a_preprocessing_that_was_never_used_is_built(tmp_path):
+    scale = layers.Normalization(mean=1.0, variance=4.0)
+    x, teacher = whole()[0], exact()
+    cached = cache(teacher, x, tmp_path / "cache", preprocess=scale)
+    said, _ = taught(cached, kd.data.with_ids(x))
+    assert difference(said, run(teacher, (x - 1.0) / 2.0)) < 1e-5
+
+
+@pytest.mark.parametrize("key", ["stored", "example_view", "augmentation_seed"])
+def test_inputs_of_the_users_are_not_taken_for_what_belongs_to_the_ids(key):
+    with pytest.raises(ValueError, match=f"Expected inputs of other names.*{key}"):
+        kd.data.with_ids({"image": np.ones((2, 3)), key: np.ones((2, 3))})

@@ -268,7 +268,7 @@ CASES = {
     "nothing": ("have no batch", lambda x, y: shuffled(x, y).take(0), {}),
     "not batched": ("a batch with one example id for each", plain, {}),
     "augmented anew": (
-        "data changed while.*random augmentation needs numbered views",
+        "data changed since.*random augmentation needs numbered views",
         lambda x, y: shuffled(x, y).map(
             lambda x, y: ({**x, "inputs": x["inputs"] + tf.random.normal([FEATURES])}, y)
         ),

@@ -6,12 +6,14 @@ import keras
 import numpy as np
 
 from kdtoolkit import checks
-from kdtoolkit.cache.contents import INPUTS_CRC, Contents, divergence
+from kdtoolkit.cache.contents import INPUTS_CRC, divergence
 from kdtoolkit.cache.draft import Draft, size_of
 from kdtoolkit.cache.examples import examples_of
 from kdtoolkit.cache.fingerprints import checksums, description, fingerprint
+from kdtoolkit.cache.locks import alone
 from kdtoolkit.cache.source import CachedTeacher
-from kdtoolkit.taps import Taps, output_spec, spec_of
+from kdtoolkit.cache.speaker import Speaker
+from kdtoolkit.cache.table import Table
 
 #: How many examples the finished cache is compared with the teacher on.
 VERIFIED = 64
@@ -39,9 +41,9 @@ def cache_teacher(
 
     What is stored is found by example id, see `kd.data.with_ids`; the order in which the data come
     doesn't matter. The files are written in `path.building`; at the end they are compared with the
-    teacher on a sample of examples, and appear at `path` all at once. Interrupted, the same call
-    goes on where it was. If `path` has the same teacher's cache of the same kind already, nothing
-    runs.
+    data and, on a sample of examples, with the teacher, and appear at `path` all at once.
+    Interrupted, the same call goes on where it was. If `path` has the same teacher's cache of the
+    same kind already, it is compared in the same way and used.
 
     Don't use it where no example comes twice in the same form: with endless random augmentation, or
     with mixup and CutMix. Fix a number of views then (`ArrayPipeline(views=)`,
@@ -59,7 +61,8 @@ def cache_teacher(
         path: str or `Path`, a directory to be made.
         dtype: "float32" (default), which keeps every bit, or "float16".
         top_k: int from 1 to classes - 1: store the k largest log-probabilities and spread the rest
-            of the probability evenly. None (default) stores all numbers.
+            of the probability evenly, for losses at low temperatures that read probabilities. None
+            (default) stores all numbers.
         layers: paths of layers to store as well, such as `["features"]`; see `kd.tap`. A pooled
             layer is small, a feature map is not. For a teacher with several outputs their keys.
         preprocess: layer that makes the teacher's input from the data's, or None.
@@ -67,7 +70,8 @@ def cache_teacher(
             `examples` - 1, and views of each. Views default to 1.
         batch_size: int, examples that the teacher reads at once, of arrays and pipelines.
         part: `(i, n)`: this process writes the i-th of n parts of the examples, from 0. All n
-            write at the same `path`, at the same time or one after the other.
+            write at the same `path`, on one machine, at the same time or one after the other. Two
+            processes with the same part wait for each other, but on Windows.
         verbose: 0 is silent; 1 (default) tells the size and shows progress with the time left.
 
     Returns:
@@ -88,9 +92,9 @@ def cache_teacher(
         >>> cached.about["contents"]["top_k"], cached.views
         (10, 1)
     """
-    known = fingerprint(teacher)
+    known, part = fingerprint(teacher), _checked_part(part)
     source = examples_of(data, examples, views, batch_size)
-    speaker = _Speaker(teacher, layers, preprocess)
+    speaker = Speaker(teacher, layers, preprocess)
     contents = speaker.contents(source.first(), dtype, top_k)
     about = {
         "examples": source.examples,
@@ -100,62 +104,10 @@ def cache_teacher(
         "preprocess": description(preprocess),
         "data": source.sample(),
     }
-    ready = _ready(path, about)
-    if ready is not None:
-        return ready
     work = _Work(speaker, contents, source, about, verbose)
-    return work.run(path, _checked_part(part))
-
-
-class _Speaker:
-    """Runs a teacher, and gives NumPy arrays."""
-
-    def __init__(self, teacher, layers, preprocess):
-        self.name = teacher.name
-        self._pass = _Pass(teacher, layers, preprocess)
-        strategy = getattr(teacher, "distribute_strategy", None)
-        self._replicas = 1 if strategy is None else strategy.num_replicas_in_sync
-
-    def __call__(self, inputs):
-        count = len(keras.tree.flatten(inputs)[0])
-        if self._replicas > 1:
-            # `predict` shares a batch out to the replicas.
-            said = self._pass.predict(inputs, batch_size=count, verbose=0)
-        else:
-            said = self._pass.predict_on_batch(inputs)
-        return keras.tree.map_structure(lambda array: np.asarray(array)[:count], said)
-
-    def contents(self, inputs, dtype, top_k):
-        """What is to be stored, from the shapes that the teacher returns."""
-        view = output_spec(self._pass, spec_of(inputs))
-        output = view["output"]
-        one = isinstance(output, keras.KerasTensor)
-        if not one and not view["taps"]:
-            known = list(output) if isinstance(output, dict) else "its output layers"
-            raise ValueError(
-                f"'{self.name}' has several outputs. Expected `layers` with some of {known}. "
-                "Received: layers=()"
-            )
-        if one:
-            checks.check_logits(self.name, self._pass.teacher)
-        shapes = {path: _shape(path, tensor) for path, tensor in view["taps"].items()}
-        return Contents(_shape(self.name, output) if one else None, shapes, dtype, top_k)
-
-
-class _Pass(keras.Model):
-    """The teacher as it runs in a step: after its preprocessing, in inference mode."""
-
-    def __init__(self, teacher, layers, preprocess):
-        super().__init__(name=f"{teacher.name}_speaks", autocast=False)
-        self.teacher = teacher
-        self.preprocess = preprocess
-        self._taps = Taps(teacher, layers)
-        self.built = True
-
-    def call(self, inputs):
-        inputs = inputs if self.preprocess is None else self.preprocess(inputs)
-        output, read = self._taps(inputs, training=False)
-        return {"output": output, "taps": read}
+    with alone(path, part):
+        ready = work.ready(path)
+        return work.run(path, part) if ready is None else ready
 
 
 class _Work:
@@ -166,24 +118,49 @@ class _Work:
         self._about, self._verbose = about, verbose
         self._looked = False
 
+    def ready(self, path):
+        """The cache at `path` if it is the one that is asked for, None if there is nothing."""
+        try:
+            found = CachedTeacher(path)
+        except FileNotFoundError:
+            return None
+        way_out = "Use another path, or delete it"
+        for key, value in self._about.items():
+            # Streams don't say what is in them.
+            unknown = key == "data" and None in (value, found.about.get(key))
+            if found.about.get(key) != value and not unknown:
+                raise ValueError(
+                    f"{found.directory} holds another cache. Expected {key}: "
+                    f"{reprlib.repr(value)}. Received: {reprlib.repr(found.about.get(key))}. "
+                    f"{way_out}"
+                )
+        # The same weights may be in another network.
+        self._verify(Table(path), way_out)
+        return found
+
     def run(self, path, part):
+        """Builds the cache, or a part of it."""
         rows, columns = self._source.rows, self._contents.columns
         self._tell(f"{path} takes {size_of(rows, columns, self._about):,} bytes")
-        draft = Draft(path, rows, columns, self._about)
+        try:
+            draft = Draft(path, rows, columns, self._about)
+        except FileExistsError:
+            # The last of the other parts was written meanwhile.
+            return self.ready(path)
         try:
             self._write(draft, part)
         finally:
             draft.flush()
+        lacking = self._source.lacking(draft.missing, part)
+        if lacking:
+            raise ValueError(
+                f"The data lack {lacking} of {rows} examples and views. Expected one pass over the "
+                f"data to hold all {self._source.examples} examples in {self._source.views} views"
+            )
         if draft.left:
-            if part[1] == 1:
-                raise ValueError(
-                    f"The data hold {rows - draft.left} of {rows} examples and views. Expected "
-                    f"one pass over the data to hold all {self._source.examples} examples in "
-                    f"{self._source.views} views"
-                )
             self._tell(f"{draft.left} rows of other parts are missing")
             return None
-        draft.finish(self._verify)
+        draft.finish(lambda table: self._verify(table, f"Delete {table.path.parent}"))
         return CachedTeacher(path)
 
     def _write(self, draft, part):
@@ -201,17 +178,13 @@ class _Work:
         checks.check_values(self._speaker.name, view["taps"], False)
         self._looked = True
 
-    def _verify(self, table):
-        """Compares the finished files with the teacher, before they are published."""
+    def _verify(self, table, way_out):
+        """Compares whole files with the data and with the teacher."""
+        for rows, inputs in self._source.known():
+            _check_inputs(table.read(rows), inputs, way_out)
         rows, inputs = self._source.some(VERIFIED)
         stored = table.read(rows)
-        way_out = f"Delete {table.path.parent} and begin anew"
-        if np.any(stored.pop(INPUTS_CRC) != checksums(inputs)):
-            raise ValueError(
-                "The data changed while the teacher was being cached: examples have other inputs "
-                "than before. Expected the same in each pass; random augmentation needs numbered "
-                f"views, see `kd.data.with_views`. {way_out}"
-            )
+        _check_inputs(stored, inputs, way_out)
         said = self._speaker(inputs)
         for name, array in self._contents.encode(said).items():
             _check_close(name, stored[name], array, way_out)
@@ -232,6 +205,15 @@ class _Work:
             print(text, flush=True)
 
 
+def _check_inputs(stored, inputs, way_out):
+    if np.any(stored[INPUTS_CRC] != checksums(inputs)):
+        raise ValueError(
+            "The data changed since the teacher was asked: examples have other inputs than before. "
+            "Expected the same in each pass; random augmentation needs numbered views, see "
+            f"`kd.data.with_views`. {way_out}"
+        )
+
+
 def _check_close(name, stored, again, way_out):
     scale = np.abs(np.asarray(again, "float64")).max() + 1e-6
     # Kernels may add in another order for another batch, and half precision rounds.
@@ -246,35 +228,8 @@ def _check_close(name, stored, again, way_out):
         )
 
 
-def _shape(what, tensor):
-    shape = tuple(tensor.shape[1:])
-    if None in shape:
-        raise ValueError(
-            f"'{what}' of the teacher has no fixed size: {tuple(tensor.shape)}. Expected one that "
-            "is the same for all examples, such as a pooled layer"
-        )
-    return shape
-
-
-def _ready(path, about):
-    """The cache at `path` if it is the one that is asked for, None if there is nothing."""
-    try:
-        found = CachedTeacher(path)
-    except FileNotFoundError:
-        return None
-    for key, value in about.items():
-        # Streams don't say what is in them.
-        unknown = key == "data" and None in (value, found.about.get(key))
-        if found.about.get(key) != value and not unknown:
-            raise ValueError(
-                f"{found.directory} holds another cache. Expected {key}: {reprlib.repr(value)}. "
-                f"Received: {reprlib.repr(found.about.get(key))}. Use another path, or delete it"
-            )
-    return found
-
-
 def _checked_part(part):
-    index, count = part
-    if not 0 <= index < count:
-        raise ValueError(f"`part` must be (i, n) with 0 <= i < n. Received: part={part}")
-    return index, count
+    whole = isinstance(part, list | tuple) and all(isinstance(n, int | np.integer) for n in part)
+    if not whole or len(part) != 2 or not 0 <= part[0] < part[1]:
+        raise ValueError(f"`part` must be (i, n) with 0 <= i < n. Received: part={part!r}")
+    return int(part[0]), int(part[1])

@@ -26,8 +26,8 @@ class Contents:
                   mean probability of the C - k others
         indices   the k classes
 
-    The others are taken to be equally probable ("marginal smoothing"), so that at temperature 1
-    nothing but their order is lost. Log-probabilities are logits, so any temperature is possible.
+    The others are taken to be equally probable ("marginal smoothing"). Log-probabilities are logits
+    without the constant that a softmax ignores.
 
     Args:
         output: shape of one example's output, or None where a teacher returns several.
@@ -46,6 +46,7 @@ class Contents:
             raise ValueError(f"`dtype` must be one of {DTYPES}. Received: dtype={self.dtype!r}")
         if self.top_k is not None:
             self._check_top_k()
+            object.__setattr__(self, "top_k", int(self.top_k))
 
     @property
     def classes(self):

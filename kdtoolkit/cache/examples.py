@@ -18,17 +18,14 @@ def examples_of(data, examples, views, batch_size):
 
     Raises:
         TypeError: data of another kind.
-        ValueError: data that doesn't say how many examples there are, or that has none.
+        ValueError: data that doesn't say how many examples there are, that has none, or another
+            number.
     """
     if hasattr(data, "view") and hasattr(data, "examples"):
-        return _Indexed(data.view, data.examples, getattr(data, "views", None) or 1, batch_size)
+        found = _Indexed(data.view, data.examples, getattr(data, "views", None) or 1, batch_size)
+        return _agreeing(found, examples, views)
     if is_arrays(data):
-        if isinstance(data, Mapping) and EXAMPLE_ID in data:
-            data = _by_id(data)
-        lengths = {len(leaf) for leaf in keras.tree.flatten(data)}
-        if len(lengths) > 1 or 0 in lengths:
-            raise ValueError(f"All inputs must have the same length above 0. Received: {lengths}")
-        return _Indexed(_Rows(data), lengths.pop(), 1, batch_size)
+        return _agreeing(_of_arrays(data, batch_size), examples, views)
     if isinstance(data, keras.utils.PyDataset) or is_tf_dataset(data):
         examples = examples or getattr(data, "examples", None)
         if examples is None:
@@ -41,6 +38,26 @@ def examples_of(data, examples, views, batch_size):
         "A teacher is cached for arrays, a kd.data.ArrayPipeline, a keras.utils.PyDataset or a "
         f"tf.data.Dataset. Received: {type(data).__name__}"
     )
+
+
+def _of_arrays(data, batch_size):
+    if isinstance(data, Mapping) and EXAMPLE_ID in data:
+        data = _by_id(data)
+    lengths = {len(leaf) for leaf in keras.tree.flatten(data)}
+    if len(lengths) > 1 or 0 in lengths:
+        raise ValueError(f"All inputs must have the same length above 0. Received: {lengths}")
+    return _Indexed(_Rows(data), lengths.pop(), 1, batch_size)
+
+
+def _agreeing(found, examples, views):
+    """Examples that say themselves how many there are, if nothing else was said."""
+    if examples not in (None, found.examples) or views not in (1, found.views):
+        raise ValueError(
+            f"The data have {found.examples} examples in {found.views} views, and say so "
+            f"themselves. Leave `examples` and `views` out. Received: examples={examples}, "
+            f"views={views}"
+        )
+    return found
 
 
 class _Rows:
@@ -84,14 +101,19 @@ class _Examples:
         """Number of rows of the cache."""
         return self.examples * self.views
 
+    def lacking(self, missing, part):
+        """How many rows of a part `missing` says are missing."""
+        ids = self.ids_of(part)
+        return sum(int(missing(view * self.examples + ids).sum()) for view in range(self.views))
+
 
 class _Indexed(_Examples):
     """Examples that can be had in any order: `inputs(rows, view)`."""
 
     def __init__(self, inputs, examples, views, batch_size):
         super().__init__(examples, views)
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be 1 or more. Received: {batch_size}")
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise ValueError(f"`batch_size` must be an integer >= 1. Received: {batch_size!r}")
         self._inputs, self._batch_size = inputs, batch_size
 
     def first(self):
@@ -104,12 +126,22 @@ class _Indexed(_Examples):
         parts = [checksums(self._inputs(some, view)) for view in {0, self.views - 1}]
         return [int(value) for value in np.concatenate(parts)]
 
+    def known(self):
+        """`(rows, inputs)` of all examples as they are in the first view."""
+        for start in range(0, self.examples, self._batch_size):
+            rows = np.arange(start, min(start + self._batch_size, self.examples))
+            yield rows, self._inputs(rows, 0)
+
     def some(self, count):
         """`(rows, inputs)` of examples drawn at random."""
         generator = np.random.default_rng(0)
         view = int(generator.integers(self.views))
         rows = np.sort(generator.permutation(self.examples)[:count])
         return view * self.examples + rows, self._inputs(rows, view)
+
+    def ids_of(self, part):
+        """The ids of one part `(i, n)` of the examples."""
+        return np.array_split(np.arange(self.examples), part[1])[part[0]]
 
     def batches(self, missing, part):
         """`(rows, inputs)` of all that is missing, of one part of the examples.
@@ -118,7 +150,7 @@ class _Indexed(_Examples):
             missing: function of rows that says which are.
             part: `(i, n)`.
         """
-        own = np.array_split(np.arange(self.examples), part[1])[part[0]]
+        own = self.ids_of(part)
         for view in range(self.views):
             rows = view * self.examples + own
             left = own[missing(rows)] if len(rows) else own
@@ -148,6 +180,14 @@ class _Stream(_Examples):
             few = keras.tree.map_structure(lambda leaf: leaf[:count], inputs)
             return (views * self.examples + ids)[:count], few
         raise ValueError(f"The data have no batch. Expected all {self.examples} examples")
+
+    def known(self):
+        """Nothing: that would be a pass over the data."""
+        return ()
+
+    def ids_of(self, part):
+        """The ids of one part `(i, n)` of the examples."""
+        return np.arange(part[0], self.examples, part[1])
 
     def batches(self, missing, part):
         """As of `_Indexed`. Batches in which nothing is missing aren't read."""

@@ -66,6 +66,8 @@ def description(layer):
     """What a layer does, as JSON: its configuration and its weights; None for None."""
     if layer is None:
         return None
+    if not isinstance(layer, keras.layers.Layer):
+        raise TypeError(f"`preprocess` must be a Keras layer. Received: {layer!r}")
     config = _numbered(keras.saving.serialize_keras_object(layer), {})
     return {"config": config, "weights": _digest(layer.weights)}
 
@@ -83,5 +85,11 @@ def _numbered(config, names):
 
 
 def _plain(array):
-    array = np.asarray(keras.ops.convert_to_numpy(array))
+    if not isinstance(array, np.ndarray):
+        array = keras.ops.convert_to_numpy(array)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(
+            "A cache knows inputs again that are numbers. Received: inputs of dtype "
+            f"{array.dtype}. Make numbers of them in the data"
+        )
     return np.ascontiguousarray(array, "float32" if array.dtype.kind == "f" else None)

@@ -12,16 +12,17 @@ class CachedTeacher(Source):
     """A teacher that spoke once: its outputs for all training examples, in files.
 
     `kd.cache_teacher` writes them; this reads them, in the place of the teacher's network. Any loss
-    of any weight may read it, beside other teachers. What was said about an example is found by its
-    id, so shuffling, repeats and batch sizes don't matter; of augmented examples by the number of
-    the view, which the data must tell.
+    of any weight may read it, beside other teachers; of the strongest logits (`top_k`) those that
+    read probabilities, since a constant in the logits is lost. What was said about an example is
+    found by its id, so shuffling, repeats and batch sizes don't matter; of augmented examples by
+    the number of the view, which the data must tell.
 
     `fit` adds the rows to the data, before the step: arrays get them all at once, beside the
     examples; a `PyDataset` or a `tf.data.Dataset` gets those of each batch, from memory-mapped
     files. A loop of your own gets them by `attach(x)`, for arrays of one batch or of all.
 
-    Some inputs of each batch are compared with what the teacher saw, by their CRC-32. In
-    `evaluate` it takes no part, since it knows training examples alone.
+    Inputs are compared with what the teacher saw, by their CRC-32: all of arrays, some of each
+    batch of other data. In `evaluate` it takes no part, since it knows training examples alone.
 
     Source: Shen and Xing, "A Fast Knowledge Distillation Framework for Visual Recognition", 2022,
     arXiv:2112.01528 (labels per view, the rest of the probability spread evenly); Wu et al.,
@@ -29,7 +30,8 @@ class CachedTeacher(Source):
 
     Args:
         path: str or `Path`, a cache that `kd.cache_teacher` wrote.
-        teacher: the network that it should be of, or None (default) not to ask.
+        teacher: the network that it should be of, or None (default) not to ask. Weights are
+            compared, and not what has none.
         check_inputs: bool. False doesn't compare inputs, for augmentation that another machine
             computes with other last bits. Defaults to True.
         name: the layer's name.
@@ -144,6 +146,13 @@ class CachedTeacher(Source):
         Args:
             x: as given to `fit`, with example ids.
         """
+        views = getattr(x, "views", None)
+        if isinstance(views, int) and views > self.views:
+            raise ValueError(
+                f"The cache {self.directory} holds {self.views} views of each example, and the "
+                f"training shows {views}. Train with as many, or cache the teacher for this data "
+                "at another path"
+            )
         return join(x, self.name, self._lookup, self._lookup.columns, COMPARED)
 
     def read(self, forward, student_output, context):

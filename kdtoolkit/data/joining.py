@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import keras
-import numpy as np
 
 from kdtoolkit.data.keys import (
     EXAMPLE_ID,
@@ -18,8 +17,8 @@ from kdtoolkit.data.keys import (
 def join(x, name, function, columns, compared):
     """The training input with `x["stored"][name]` in each batch, read by example id.
 
-    Arrays get the rows of all examples at once. A `PyDataset` and a `tf.data.Dataset` get those of
-    a batch when it is made.
+    Arrays get the rows of all examples at once, and all their inputs are compared. A `PyDataset`
+    and a `tf.data.Dataset` get those of a batch when it is made.
 
     Args:
         x: input with example ids, as given to `fit`: a dict of arrays, a `PyDataset`, or a batched
@@ -38,7 +37,7 @@ def join(x, name, function, columns, compared):
         TypeError: data of another kind.
     """
     if is_arrays(x):
-        return _with_rows(x, name, function, compared, spread=True)
+        return _with_rows(x, name, function, None)
     if isinstance(x, keras.utils.PyDataset):
         return _Joined(x, name, function, compared)
     if is_tf_dataset(x):
@@ -49,34 +48,30 @@ def join(x, name, function, columns, compared):
     )
 
 
-def _with_rows(x, name, function, compared, spread=False):
-    if not isinstance(x, Mapping) or EXAMPLE_ID not in x:
-        raise ValueError(
-            "Stored outputs are found by example id. Expected batches with the key "
-            f"'{EXAMPLE_ID}'. Received: {sorted(x) if isinstance(x, Mapping) else type(x).__name__}"
-        )
+def _with_rows(x, name, function, compared):
+    _check_ids(x)
     inputs, ids = strip(x)
-    if spread:
-        # Of all examples some from everywhere.
-        order = np.random.default_rng(0).permutation(len(ids))
-        first = np.sort(order[: 8 * compared])
-        _first_rows(inputs, ids, x.get(EXAMPLE_VIEW), function, first)
-        compared = 0
     few = keras.tree.map_structure(lambda leaf: leaf[:compared], inputs)
     found = function(few, _numpy(ids), _numpy(x.get(EXAMPLE_VIEW)))
     return _beside(x, name, found)
 
 
+def _check_ids(x):
+    if not isinstance(x, Mapping) or EXAMPLE_ID not in x:
+        raise ValueError(
+            "Stored outputs are found by example id. Expected batches with the key "
+            f"'{EXAMPLE_ID}'. Received: {sorted(x) if isinstance(x, Mapping) else type(x).__name__}"
+        )
+
+
 def _beside(x, name, found):
     others = x.get(STORED, {})
     if name in others:
-        raise ValueError(f"Two sources are called '{name}'. Give each a name of its own")
+        raise ValueError(
+            f"The batches have stored rows under the name '{name}' already. Give each source a "
+            "name of its own, and leave it to `fit` to attach them"
+        )
     return {**x, STORED: {**others, name: found}}
-
-
-def _first_rows(inputs, ids, views, function, rows):
-    few = keras.tree.map_structure(lambda leaf: _numpy(leaf)[rows], inputs)
-    function(few, _numpy(ids)[rows], None if views is None else _numpy(views)[rows])
 
 
 def _numpy(array):
@@ -121,6 +116,7 @@ def _mapped(dataset, name, function, columns, compared):
         return [found[column.name] for column in columns]
 
     def add(x, *rest):
+        _check_ids(x)
         inputs, ids = strip(x)
         few = [leaf[:compared] for leaf in tf.nest.flatten(inputs)]
         views = x.get(EXAMPLE_VIEW, tf.zeros([0], tf.int32))

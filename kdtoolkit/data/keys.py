@@ -186,8 +186,14 @@ def _checked_ids(ids, length):
 
 
 def _without_collision(x):
-    if EXAMPLE_ID in x:
+    taken = [key for key in _WITH_IDS if key in x]
+    if taken == [EXAMPLE_ID]:
         raise ValueError(f'The inputs have the key "{EXAMPLE_ID}" already. Add ids only once.')
+    if taken:
+        raise ValueError(
+            f"Beside example ids the keys {_WITH_IDS} mean something. Expected inputs of other "
+            f"names. Received: {taken}"
+        )
     return x
 
 

@@ -190,8 +190,8 @@ class ArrayPipeline(keras.utils.PyDataset):
                 "without `mix`, or no augmentation. Otherwise teach with the network itself"
             )
         # Whoever goes through a view asks for it batch by batch.
-        if self._viewed[0] != view:
-            self._viewed = (view, self._draws(view, 1))
+        if self._viewed[0] != (self.seed, view):
+            self._viewed = ((self.seed, view), self._draws(view, 1))
         return self.augment.apply(self.x[rows], self._viewed[1][rows])
 
     def on_epoch_end(self):

@@ -196,7 +196,7 @@ def _begin(input_shape, num_classes, seed, weight_decay, smallest):
     inputs = image_input(input_shape)
     if min(input_shape[:2]) < smallest:
         raise ValueError(
-            f"Height and width must be at least {smallest}, or nothing is left of them. "
+            f"This network is made for images of at least {smallest} x {smallest}. "
             f"Received: input_shape={input_shape}"
         )
     return inputs, LayerFactory(seed, weight_decay)
