@@ -261,9 +261,9 @@ CASES = {
     "no ids": ("by example id", lambda x, y: tf.data.Dataset.from_tensor_slices(x).batch(4), {}),
     "how many": ("Expected `examples=`", shuffled, {"examples": None}),
     "ids beyond": ("from 0 to 19", shuffled, {"examples": 20}),
-    "not all": ("hold 45 of 50 examples", shuffled, {"examples": 50}),
+    "not all": ("lack 5 of 50 examples", shuffled, {"examples": 50}),
     "views beyond": ("one view for each example, from 0 to 1", viewed, {"views": 2}),
-    "views missing": ("hold 45 of 90 examples and views", shuffled, {"views": 2}),
+    "views missing": ("lack 45 of 90 examples and views", shuffled, {"views": 2}),
     "for ever": ("repeats for ever", lambda x, y: shuffled(x, y).repeat(), {}),
     "nothing": ("have no batch", lambda x, y: shuffled(x, y).take(0), {}),
     "not batched": ("a batch with one example id for each", plain, {}),
@@ -320,7 +320,7 @@ def test_the_error_of_a_dataset_ends_training(made):
 
 def test_two_sources_of_one_name_are_refused(made):
     twice = kd.CachedTeacher(made / "plain", name="first").attach(shuffled(*whole()))
-    with pytest.raises(ValueError, match="Two sources are called 'first'"):
+    with pytest.raises(ValueError, match="under the name 'first' already"):
         kd.CachedTeacher(made / "plain", name="first").attach(twice)
     both = kd.CachedTeacher(made / "plain", name="second").attach(twice)
     assert both.element_spec[0]["stored"].keys() == {"first", "second"}
