@@ -78,21 +78,6 @@ def methods_of(data):
     ]
 
 
-def pipeline(options, data, views, seed):
-    shift = (
-        {"flip": False, "shift": 1} if options.data == "digits" else {"shift": options.size // 8}
-    )
-    return kd.data.ArrayPipeline(
-        data.x_train,
-        data.y_train,
-        batch_size=options.batch,
-        augment=kd.data.FlipShift(**shift),
-        seed=seed,
-        drop_remainder=True,
-        views=views,
-    )
-
-
 def run(options, method, seed, teacher):
     with tempfile.TemporaryDirectory() as folder:
         return trained(options, method, seed, teacher, pathlib.Path(folder) / "cache")
@@ -100,7 +85,7 @@ def run(options, method, seed, teacher):
 
 def trained(options, method, seed, teacher, path):
     data = losses.load(options, seed, options.max_train)
-    batches = pipeline(options, data, method.views, seed)
+    batches = losses.pipeline(data, options, seed, views=method.views, example_ids=False)
     keras.utils.set_random_seed(seed)
     student = losses.network(options.student, data, options, seed)
     started, source = time.process_time(), teacher
@@ -165,12 +150,17 @@ def parse(arguments):
     numbers = ("seeds", "size", "teacher-train", "teacher-epochs", "max-train", "epochs", "batch")
     for name in numbers:
         parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="names of rows")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--no-report", dest="report", action="store_false")
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs"))
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("experiments/results"))
     options = losses.over_preset(parser.parse_args(arguments), losses.PRESETS)
-    options["methods"] = methods_of(options["data"])
+    known = {method.name: method for method in methods_of(options["data"])}
+    unknown = set(options["methods"] or ()) - set(known)
+    if unknown:
+        parser.error(f"unknown rows {sorted(unknown)}, expected some of {list(known)}")
+    options["methods"] = [known[name] for name in options["methods"] or known]
     return argparse.Namespace(**options)
 
 

@@ -122,7 +122,8 @@ def network(name, data, options, seed):
     return kd.models.resnet(depth, shape, classes, width=numbers[0], **arguments)
 
 
-def pipeline(data, options, seed):
+def pipeline(data, options, seed, **settings):
+    """Shifted batches with example ids, if nothing else is said."""
     shift = (
         {"flip": False, "shift": 1} if options.data == "digits" else {"shift": options.size // 8}
     )
@@ -133,7 +134,7 @@ def pipeline(data, options, seed):
         augment=kd.data.FlipShift(**shift),
         seed=seed,
         drop_remainder=True,
-        example_ids=True,
+        **{"example_ids": True, **settings},
     )
 
 

@@ -541,18 +541,7 @@ def test_an_interrupted_building_asks_for_what_is_missing(tmp_path, asked, monke
     x, teacher = whole()[0], exact()
     cache(teacher, x, tmp_path / "whole", batch_size=10)
     assert asked == [10, 10, 10, 10, 5, 45]
-    asked.clear()
-    spoken = speaking.Speaker.__call__
-
-    def failing(self, inputs):
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        return spoken(self, inputs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(speaking.Speaker, "__call__", failing)
-        with pytest.raises(KeyboardInterrupt):
-            cache(teacher, x, tmp_path / "cache", batch_size=10)
+    interrupted(x, tmp_path / "cache", monkeypatch, batch_size=10)
     with pytest.raises(FileNotFoundError, match="isn't finished.*same arguments.*to go on"):
         kd.CachedTeacher(tmp_path / "cache")
     asked.clear()

@@ -152,6 +152,24 @@ def test_dropout_distillation_ends_in_lines_and_a_picture(tmp_path, monkeypatch,
         report.write(options, rows[-1:])
 
 
+def test_a_cached_teacher_ends_in_the_rows_of_the_live_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    monkeypatch.setenv("COLUMNS", "120")
+    cached = importlib.import_module("cached_teacher")
+    command = ["digits", "--seeds", "2", "--epochs", "2", "--teacher-epochs", "1"]
+    command += ["--max-train", "100", "--methods", "live", "live, 4 views", "dense, 4 views"]
+    cached.main([*command, "--runs", str(tmp_path), "--out", str(tmp_path)])
+    rows = read_csv(tmp_path / "cached_digits_runs.csv")
+    said = {(row["method"], row["seed"]): row["test_accuracy"] for row in rows}
+    for seed in (0, 1):
+        assert said["dense, 4 views", seed] == said["live, 4 views", seed]
+    # Ten float32 logits, a checksum, and the header of the file.
+    assert 44 < rows[-1]["bytes_per_view"] < 50
+    assert "dense, 4 views" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cached.main([*command[:-1], "no such row"])
+
+
 def test_every_method_of_the_comparison_names_a_loss_that_exists(monkeypatch):
     monkeypatch.syspath_prepend(EXPERIMENTS)
     methods = importlib.import_module("loss_methods").METHODS
