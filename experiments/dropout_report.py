@@ -74,10 +74,11 @@ def compared(options, rows, base, key):
 
 def table_of(options, lines):
     columns = ("Row", "Seeds", "Error", "NLL", "Brier", "ECE", "KL")
+    bases = list(dict.fromkeys(line["against"] for line in lines))
     table = Table(
         *columns,
-        *(f"Over {base}" for base in BASES),
-        f"NLL over {BASES[0]}",
+        *(f"Over {base}" for base in bases),
+        f"NLL over {bases[0]}",
         title=f"{options.data}: test error in %, last epoch",
         caption="KL: from the mean of the random passes, in nats. Over: difference in test "
         "accuracy, points, and p after Holm; in the last column, in NLL, nats",
@@ -87,8 +88,8 @@ def table_of(options, lines):
         error = f"{100 * line['error_mean']:.2f} ± {100 * line['error_sd']:.2f}"
         measured = (line[key] for key in MEASURES)
         name = line["method"]
-        tested = [_difference(by_base.get((base, name)), "", 100, ".2f") for base in BASES]
-        tested.append(_difference(by_base.get((BASES[0], name)), "nll_", 1, ".4f"))
+        tested = [_difference(by_base.get((base, name)), "", 100, ".2f") for base in bases]
+        tested.append(_difference(by_base.get((bases[0], name)), "nll_", 1, ".4f"))
         table.add_row(name, f"{line['seeds']}", error, *(f"{m:.4f}" for m in measured), *tested)
     return table
 
