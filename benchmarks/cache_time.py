@@ -15,7 +15,6 @@ import os
 import pathlib
 import statistics
 import tempfile
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -75,8 +74,10 @@ def building(args, teacher, depth, path):
     batches = pipeline(args, views=VIEWS)
     inputs = np.concatenate([batches.view(np.arange(args.examples), v) for v in range(VIEWS)])
     # Both trace the teacher once.
-    inference = seconds(lambda: teacher.predict(inputs, batch_size=args.batch, verbose=0))
-    build = seconds(
+    inference = dropout_time.timed(
+        lambda: teacher.predict(inputs, batch_size=args.batch, verbose=0)
+    )
+    build = dropout_time.timed(
         lambda: kd.cache_teacher(teacher, batches, path, batch_size=args.batch, verbose=0)
     )
     costs = [dropout_time.multiplications(m) for m in (teacher, network(args.student, seed=0))]
@@ -87,18 +88,12 @@ def building(args, teacher, depth, path):
     }
 
 
-def seconds(function):
-    wall, processor = time.perf_counter(), time.process_time()
-    function()
-    return time.perf_counter() - wall, time.process_time() - processor
-
-
 def measure(args, runs):
     """`{name: (wall, processor seconds)}` of each round."""
     rounds = []
     for index in range(-1, args.rounds):
         names = list(runs)[:: 1 if index % 2 else -1]
-        times = {name: seconds(runs[name]) for name in names}
+        times = {name: dropout_time.timed(runs[name]) for name in names}
         # The first round traces.
         if index >= 0:
             rounds.append(times)

@@ -1,6 +1,7 @@
 """Logits from a network that returns probabilities."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from kdtoolkit.registry import public
@@ -49,3 +50,10 @@ def as_logits(model):
     # A Sequential model takes its one input bare; any other as it was built.
     inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     return keras.Model(inputs, LogProbabilities()(model.outputs[0]), name=f"{model.name}_logits")
+
+
+def log_probabilities(logits):
+    """log softmax of arrays `(..., classes)` outside of any step: NumPy, float64."""
+    logits = np.asarray(logits, "float64")
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))

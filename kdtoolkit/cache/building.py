@@ -13,7 +13,6 @@ from kdtoolkit.cache.fingerprints import checksums, description, fingerprint
 from kdtoolkit.cache.locks import alone
 from kdtoolkit.cache.source import CachedTeacher
 from kdtoolkit.cache.speaker import Speaker
-from kdtoolkit.cache.table import Table
 
 #: How many examples the finished cache is compared with the teacher on.
 VERIFIED = 64
@@ -135,7 +134,7 @@ class _Work:
                     f"{way_out}"
                 )
         # The same weights may be in another network.
-        self._verify(Table(path), way_out)
+        self._verify(found.table, way_out)
         return found
 
     def run(self, path, part):

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from kdtoolkit.cache.format import Column
+from kdtoolkit.logits import log_probabilities
 
 DTYPES = ("float32", "float16")
 INPUTS_CRC = "inputs_crc32"
@@ -155,7 +156,7 @@ class Contents:
         return array.astype(self.dtype)
 
     def _strongest(self, logits):
-        logs = _log_probabilities(logits)
+        logs = log_probabilities(logits)
         order = np.argpartition(-logs, self.top_k, axis=-1)
         best, others = order[:, : self.top_k], order[:, self.top_k :]
         best = np.take_along_axis(
@@ -181,13 +182,7 @@ class Contents:
         return ops.scatter_update(rest, places, ops.reshape(values[:, :-1], (-1,)))
 
 
-def _log_probabilities(logits):
-    logits = np.asarray(logits, "float64")
-    logits = logits - logits.max(axis=-1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-
-
 def divergence(first, second):
     """KL(first || second) in nats, for each row of two arrays of logits `(batch, classes)`."""
-    p, q = _log_probabilities(first), _log_probabilities(second)
+    p, q = log_probabilities(first), log_probabilities(second)
     return np.sum(np.exp(p) * (p - q), axis=-1)

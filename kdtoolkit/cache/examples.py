@@ -1,13 +1,12 @@
 """The examples that a teacher speaks about, from data of several kinds."""
 
 import reprlib
-from collections.abc import Mapping
 
 import keras
 import numpy as np
 
 from kdtoolkit.cache.fingerprints import checksums
-from kdtoolkit.data.keys import EXAMPLE_ID, EXAMPLE_VIEW, is_arrays, is_tf_dataset, strip
+from kdtoolkit.data.keys import EXAMPLE_ID, EXAMPLE_VIEW, has_ids, is_arrays, is_tf_dataset, strip
 
 
 def examples_of(data, examples, views, batch_size):
@@ -41,7 +40,7 @@ def examples_of(data, examples, views, batch_size):
 
 
 def _of_arrays(data, batch_size):
-    if isinstance(data, Mapping) and EXAMPLE_ID in data:
+    if has_ids(data):
         data = _by_id(data)
     lengths = {len(leaf) for leaf in keras.tree.flatten(data)}
     if len(lengths) > 1 or 0 in lengths:
@@ -204,7 +203,7 @@ class _Stream(_Examples):
     def _all(self):
         for batch in self._batches():
             x = batch[0] if isinstance(batch, tuple) else batch
-            if not isinstance(x, Mapping) or EXAMPLE_ID not in x:
+            if not has_ids(x):
                 raise ValueError(
                     "A cache is written by example id. Expected inputs from `kd.data.with_ids`, or "
                     f"a PyDataset whose inputs are dicts with '{EXAMPLE_ID}'"

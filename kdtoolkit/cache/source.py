@@ -84,9 +84,14 @@ class CachedTeacher(Source):
             )
 
     @property
+    def table(self):
+        """The files' `Table`."""
+        return self._lookup.table
+
+    @property
     def about(self):
         """What the cache says of itself, a dict."""
-        return self._lookup.table.about
+        return self.table.about
 
     @property
     def examples(self):
@@ -106,7 +111,7 @@ class CachedTeacher(Source):
     @property
     def size(self):
         """Bytes on the disk."""
-        return self._lookup.table.size
+        return self.table.size
 
     @property
     def layers_held(self):
@@ -119,7 +124,7 @@ class CachedTeacher(Source):
         Raises:
             ValueError: one is damaged.
         """
-        self._lookup.table.check()
+        self.table.check()
 
     def prepare(self, examples):
         """Learn how many training examples there are, from data that knows.

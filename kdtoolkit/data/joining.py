@@ -8,6 +8,7 @@ from kdtoolkit.data.keys import (
     EXAMPLE_ID,
     EXAMPLE_VIEW,
     STORED,
+    has_ids,
     is_arrays,
     is_tf_dataset,
     strip,
@@ -57,7 +58,7 @@ def _with_rows(x, name, function, compared):
 
 
 def _check_ids(x):
-    if not isinstance(x, Mapping) or EXAMPLE_ID not in x:
+    if not has_ids(x):
         raise ValueError(
             "Stored outputs are found by example id. Expected batches with the key "
             f"'{EXAMPLE_ID}'. Received: {sorted(x) if isinstance(x, Mapping) else type(x).__name__}"

@@ -82,15 +82,20 @@ def strip(x):
     x, ids = kdtoolkit.data.strip({"inputs": images, "example_id": ids})
     ```
     """
-    if not isinstance(x, Mapping) or EXAMPLE_ID not in x:
+    if not has_ids(x):
         return x, None
     rest = {key: value for key, value in x.items() if key not in _WITH_IDS}
     return (rest[INPUTS] if rest.keys() == {INPUTS} else rest), x[EXAMPLE_ID]
 
 
+def has_ids(x):
+    """Whether the inputs of a batch, or their specification, come with example ids."""
+    return isinstance(x, Mapping) and EXAMPLE_ID in x
+
+
 def stored(x):
     """What is stored about the examples of a batch, `{name: tensors}`; empty without."""
-    return x.get(STORED, {}) if isinstance(x, Mapping) and EXAMPLE_ID in x else {}
+    return x.get(STORED, {}) if has_ids(x) else {}
 
 
 def with_views(dataset, views, seed=0):
@@ -129,7 +134,7 @@ def with_views(dataset, views, seed=0):
 
     spec = dataset.element_spec
     inputs = spec[0] if isinstance(spec, tuple) else spec
-    if not isinstance(inputs, Mapping) or EXAMPLE_ID not in inputs:
+    if not has_ids(inputs):
         raise ValueError(
             f"`with_views` needs example ids. Expected a dataset from `with_ids`. Received: {spec}"
         )

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from kdtoolkit.logits import log_probabilities
+
 # Stands in for a probability of 0 in a logarithm.
 _TINY = np.finfo("float64").tiny
 
@@ -57,9 +59,7 @@ class Tally:
 
     def add(self, logits):
         """Count some passes: an array `(passes, examples, ..., classes)`."""
-        logits = np.asarray(logits, "float64")
-        logits = logits - logits.max(axis=-1, keepdims=True)
-        logs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        logs = log_probabilities(logits)
         p = np.exp(logs)
         votes = logs.argmax(axis=-1)[..., None] == np.arange(logs.shape[-1])
         terms = p, np.square(p), _entropy(p, logs), votes

@@ -1,11 +1,9 @@
 """Example ids for the data given to `fit`, and memories of the right length."""
 
-from collections.abc import Mapping
-
 import keras
 import numpy as np
 
-from kdtoolkit.data.keys import EXAMPLE_ID, is_arrays, is_tf_dataset, with_ids
+from kdtoolkit.data.keys import EXAMPLE_ID, has_ids, is_arrays, is_tf_dataset, with_ids
 
 WAY_OUT = (
     "Expected arrays, `kd.data.ArrayPipeline(..., example_ids=True)`, or inputs from "
@@ -37,7 +35,7 @@ def with_example_ids(sources, losses, x):
         _check_ids(readers[0], x)
         examples = getattr(x, "examples", None)
     else:
-        chosen = isinstance(x, Mapping) and EXAMPLE_ID in x
+        chosen = has_ids(x)
         x = x if chosen else with_ids(x)
         examples = int(np.max(keras.ops.convert_to_numpy(x[EXAMPLE_ID]))) + 1
     for loss in losses:
@@ -59,7 +57,7 @@ def _check_ids(reader, x):
         inputs = spec[0] if isinstance(spec, tuple) else spec
     else:
         return
-    if not isinstance(inputs, Mapping) or EXAMPLE_ID not in inputs:
+    if not has_ids(inputs):
         raise ValueError(
             f"{type(reader).__name__} '{reader.name}' needs example ids, and the data has none. "
             f"{WAY_OUT} Received: a {type(x).__name__} without '{EXAMPLE_ID}'"
