@@ -32,6 +32,8 @@ def pytest_configure(config):
     """
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         return
+    # Rich measures the terminal once, when it first prints: tables must fit whichever test is first.
+    os.environ["COLUMNS"] = "160"
     import keras
 
     if keras.backend.backend() == "tensorflow":

@@ -23,7 +23,6 @@ def load(name):
 
 
 def test_the_quickstart_ends_in_a_table_a_picture_and_four_files(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
     load("quickstart").main(
         ["--seeds", "1", "--steps", "24", "--views", "2", "--out", str(tmp_path)]
     )
@@ -39,7 +38,6 @@ def test_the_quickstart_ends_in_a_table_a_picture_and_four_files(tmp_path, capsy
 def test_self_distillation_ends_in_a_table_a_picture_and_an_int8_file(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setenv("COLUMNS", "120")
     load("self_distillation").main(["--seeds", "1", "--epochs", "2", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     for text in ("plain", "self-distilled", "PS-KD", "bytes in int8, test accuracy"):
@@ -52,7 +50,6 @@ def test_self_distillation_ends_in_a_table_a_picture_and_an_int8_file(
 def test_born_again_ends_in_tables_a_picture_numbers_and_a_file_and_goes_on_where_it_was(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setenv("COLUMNS", "120")
     born_again = load("born_again")
     # Two of the three, for speed; the first generation of born_again is an independent network.
     monkeypatch.setattr(born_again, "METHODS", ("born_again", "self_distillation"))
@@ -96,7 +93,6 @@ def test_born_again_compares_networks_and_ensembles_in_pairs_of_trials():
 def test_mutual_learning_ends_in_tables_a_picture_accuracies_and_an_int8_file(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setenv("COLUMNS", "120")
     mutual_learning = load("mutual_learning")
     # Fewer layers, for speed.
     monkeypatch.setattr(mutual_learning, "SIZES", {"small": (4,), "wide": (16,)})
@@ -144,7 +140,6 @@ def test_mutual_learning_compares_each_network_with_itself_alone_in_pairs_of_see
 def test_own_exits_end_in_tables_pictures_accuracies_and_a_file_for_each_head(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setenv("COLUMNS", "120")
     own_exits = load("own_exits")
     # Fewer channels and methods, for speed.
     monkeypatch.setattr(own_exits, "FILTERS", {"student": (4, 4, 4), "teacher": (8,)})
@@ -214,7 +209,6 @@ def test_own_exits_are_compared_in_pairs_of_seeds():
 def test_dropout_distillation_ends_in_tables_pictures_and_a_checked_file(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setenv("COLUMNS", "140")
     dropout = load("dropout_distillation")
     # Fewer units and passes, for speed; the second seed's networks stay as they were made.
     monkeypatch.setattr(dropout, "UNITS", {"whole": (16, 16), "small": (4, 4)})

@@ -16,7 +16,6 @@ pytestmark = pytest.mark.tensorflow
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")
 def test_the_comparison_of_losses_ends_in_rows_lines_and_a_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(EXPERIMENTS)
-    monkeypatch.setenv("COLUMNS", "120")
     losses = importlib.import_module("losses")
     runs, out = tmp_path / "runs", tmp_path / "out"
     methods = ["student alone", "hint, two stages"]
@@ -44,7 +43,6 @@ def test_the_comparison_of_losses_ends_in_rows_lines_and_a_picture(tmp_path, mon
 
 def test_mutual_learning_ends_in_rows_noise_and_a_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(EXPERIMENTS)
-    monkeypatch.setenv("COLUMNS", "120")
     mutual = importlib.import_module("mutual")
     command = ["digits", "--seeds", "1", "--epochs", "2", "--max-train", "64", "--depth", "1"]
     command += ["--no-jit", "--draws", "2", "--methods", "dml-deit", "--cohorts", "tiny+small"]
@@ -75,7 +73,6 @@ def test_rows_of_own_exits_run(name, tmp_path, monkeypatch):
 
 def test_own_exits_end_in_lines_and_a_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(EXPERIMENTS)
-    monkeypatch.setenv("COLUMNS", "120")
     exits, report = (importlib.import_module(name) for name in ("exits", "exits_report"))
     accuracies = {"baseline": (0.5, 0.6), "self": (0.7, 0.6), "baseline + mixup": (0.4, 0.5)}
     rows = [
@@ -99,7 +96,6 @@ def test_own_exits_end_in_lines_and_a_picture(tmp_path, monkeypatch, capsys):
 
 def test_rows_of_dropout_distillation_run_and_go_on_where_they_were(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(EXPERIMENTS)
-    monkeypatch.setenv("COLUMNS", "160")
     dropout = importlib.import_module("dropout")
     monkeypatch.setattr(dropout, "REFERENCE_SAMPLES", 10)
     methods = ["standard", "monte carlo (100)", "distilled, more images", "0.125 of all: distilled"]
@@ -119,7 +115,6 @@ def test_rows_of_dropout_distillation_run_and_go_on_where_they_were(tmp_path, mo
 
 def test_dropout_distillation_ends_in_lines_and_a_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(EXPERIMENTS)
-    monkeypatch.setenv("COLUMNS", "160")
     dropout, report = (importlib.import_module(name) for name in ("dropout", "dropout_report"))
     accuracies = {
         "standard": (0.5, 0.6),
@@ -154,7 +149,6 @@ def test_dropout_distillation_ends_in_lines_and_a_picture(tmp_path, monkeypatch,
 
 def test_a_cached_teacher_ends_in_the_rows_of_the_live_one(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(EXPERIMENTS)
-    monkeypatch.setenv("COLUMNS", "120")
     cached = importlib.import_module("cached_teacher")
     command = ["digits", "--seeds", "2", "--epochs", "2", "--teacher-epochs", "1"]
     command += ["--max-train", "100", "--methods", "live", "live, 4 views", "dense, 4 views"]
