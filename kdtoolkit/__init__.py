@@ -1,6 +1,7 @@
 """kdtoolkit: model compression for Keras 3, from distillation to a checked LiteRT file."""
 
 from kdtoolkit import callbacks as callbacks
+from kdtoolkit import compress as compress
 from kdtoolkit import data as data
 from kdtoolkit import evaluation as evaluation
 from kdtoolkit import export as export
@@ -11,9 +12,11 @@ from kdtoolkit import losses as losses
 from kdtoolkit import models as models
 from kdtoolkit import schedules as schedules
 from kdtoolkit import sources as sources
+from kdtoolkit import tfmot as tfmot
 from kdtoolkit import wirings as wirings
 from kdtoolkit.cache import CachedTeacher as CachedTeacher
 from kdtoolkit.cache import cache_teacher as cache_teacher
+from kdtoolkit.comparison import compare as compare
 from kdtoolkit.distiller import Distiller as Distiller
 from kdtoolkit.dropout import MonteCarloDropout as MonteCarloDropout
 from kdtoolkit.ensemble import Ensemble as Ensemble

@@ -25,6 +25,8 @@ _AROUND = {}
 
 def _children(operation):
     """The direct children of a model or composite layer, under each name they are known by."""
+    # A layer around another one, with its name, shows what is inside that.
+    operation = getattr(operation, "stands_for", operation)
     if not isinstance(operation, keras.layers.Layer):
         return {}
     if isinstance(operation, keras.Model):

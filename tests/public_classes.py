@@ -133,6 +133,13 @@ PUBLIC = {
     "CosineRestarts": Settings(
         lambda: kd.schedules.CosineRestarts(0.2, 9, 3, 2, 0.01, 1.5, 0.5, name="cycles")
     ),
+    "Compressed": Settings(lambda: kd.compress.prune(dense(4), 0.5).get_layer("hidden")),
+    "Mask": Settings(lambda: kd.compress.Mask(1, "global", (2, 4), -2, name="mask")),
+    "Clusters": Settings(lambda: kd.compress.Clusters(1, 7, True, "sum", name="shared")),
+    "RoundedWeight": Settings(lambda: kd.compress.RoundedWeight(1, 4, 2, name="rounded")),
+    "ActivationRange": Settings(
+        lambda: kd.compress.ActivationRange(8, 0.9, (0.0, 1.0), name="range")
+    ),
     "TransferLoss": _loss(kd.losses.TransferLoss),
     "FunctionLoss": _loss(kd.losses.FunctionLoss, function=squared),
     "SoftTargets": _loss(kd.losses.SoftTargets, temperature=2.5, standardise=True),

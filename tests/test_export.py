@@ -197,6 +197,18 @@ def test_a_mixed_precision_model_exports_in_float32_and_stays_as_it_is(tmp_path)
     np.testing.assert_allclose(actual, twin(x, training=False), atol=1e-5)
 
 
+def test_a_double_precision_model_exports_in_float32(tmp_path):
+    keras.config.set_dtype_policy("float64")
+    try:
+        model = small_model()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    report = export.litert(model, tmp_path / "m.tflite", check_data=normal(6, 4))
+    assert set(report.tensor_bytes) == {"float32"}
+    assert model.layers[-1].compute_dtype == "float64"
+    assert report.sqnr_db > 100
+
+
 def test_inputs_and_outputs_keep_their_names_and_are_not_swapped(tmp_path):
     keras.utils.set_random_seed(0)
     # The alphabetical order, in which files list them, is the reverse of this one.

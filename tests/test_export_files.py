@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import kdtoolkit.export as export
-from kdtoolkit.export import convert
 from kdtoolkit.export.examples import TensorInfo
 from kdtoolkit.export.graph import describe
 from kdtoolkit.export.limits import check_limits
+from kdtoolkit.export.quantize import recipe_for, to_quantized
 from kdtoolkit.export.verify import compare_with, reference
 
 pytestmark = [pytest.mark.export, pytest.mark.tensorflow]
@@ -175,7 +175,12 @@ def test_constants_that_share_a_buffer_count_once(path, tmp_path):
     assert removed in (4 * 64, 4 * 4)
 
 
-@pytest.mark.parametrize("read", [export.LiteRTModel, export.inspect, export.latency])
+def compare(path):
+    inputs = keras.Input((8,))
+    return export.compare(keras.Model(inputs, layers.Dense(4)(inputs)), path, normal(2, 8))
+
+
+@pytest.mark.parametrize("read", [export.LiteRTModel, export.inspect, export.latency, compare])
 def test_broken_and_missing_files_are_refused(path, tmp_path, read):
     content = path.read_bytes()
     broken = tmp_path / "broken.tflite"
@@ -187,11 +192,117 @@ def test_broken_and_missing_files_are_refused(path, tmp_path, read):
         read(tmp_path / "missing.tflite")
 
 
+def test_a_file_that_is_cut_anywhere_is_refused(path, tmp_path):
+    content, broken = path.read_bytes(), tmp_path / "broken.tflite"
+    for size in np.random.default_rng(0).integers(0, len(content), 12):
+        broken.write_bytes(content[:size])
+        for read in (export.LiteRTModel, export.inspect):
+            with pytest.raises(ValueError, match="broken.tflite"):
+                read(broken)
+
+
+def test_inspecting_a_damaged_file_gives_a_summary_or_a_value_error(path, tmp_path):
+    content, broken, refused = path.read_bytes(), tmp_path / "broken.tflite", 0
+    generator = np.random.default_rng(0)
+    for place in generator.integers(0, len(content), 150):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << generator.integers(8)
+        broken.write_bytes(damaged)
+        try:
+            assert export.inspect(broken).bytes == len(content)
+        except ValueError as error:
+            refused += "not a complete .tflite file" in str(error)
+    assert refused > 0
+
+
+def weight_file(tmp_path, kernel, quantize=None):
+    """A file of one dense layer with a known kernel."""
+    inputs = keras.Input((kernel.shape[0],), name="x")
+    model = keras.Model(inputs, layers.Dense(kernel.shape[1], use_bias=False)(inputs))
+    model.set_weights([kernel])
+    target = tmp_path / "w.tflite"
+    export.litert(model, target, quantize=quantize, overwrite=True)
+    return export.inspect(target)
+
+
+@pytest.mark.parametrize(
+    ("quantize", "dtype"),
+    [
+        (None, "float32"),
+        ("float16", "float16"),
+        ("weight_only_int8", "int8"),
+        ("weight_only_int4", "int4"),
+    ],
+)
+def test_weights_are_counted_in_every_type(tmp_path, quantize, dtype):
+    # An odd number of entries leaves half a byte of int4 unused.
+    kernel = np.zeros((5, 3), "float32")
+    kernel[0], kernel[1] = 0.7, -0.7
+    kernel[2, 0] = 0.4
+    summary = weight_file(tmp_path, kernel, quantize)
+    (weight,) = summary.weights
+    assert (weight.shape, weight.dtype) == ((3, 5), dtype)
+    assert summary.sparsity == weight.zeros == pytest.approx(8 / 15)
+    assert summary.unique == weight.distinct == 4
+
+
+def test_a_zero_point_stands_for_zero():
+    from types import SimpleNamespace
+
+    from kdtoolkit.export.weights import weights_of
+
+    parameters = SimpleNamespace(zeroPoint=np.array([0, 5]), quantizedDimension=1)
+    tensor = SimpleNamespace(
+        shape=np.array([3, 2]), buffer=0, name=b"kernel", quantization=parameters
+    )
+    data = np.array([[0, 5], [5, 5], [1, 0]], np.int8).reshape(-1).view(np.uint8)
+    model = SimpleNamespace(
+        subgraphs=[SimpleNamespace(tensors=[tensor])], buffers=[SimpleNamespace(data=data)]
+    )
+    (weight,) = weights_of(model, lambda tensor: "int8")
+    assert weight == export.WeightInfo("kernel", (3, 2), "int8", 3 / 6, 3)
+
+
+METADATA = {"labels": ["cat", "häßlich"], "preprocessing": {"scale": 0.5}, "none": None}
+
+
+@pytest.mark.parametrize("quantize", [None, "dynamic"])
+def test_metadata_comes_back_and_changes_nothing_else(model, tmp_path, quantize):
+    for name, metadata in (("plain", None), ("told", METADATA)):
+        export.litert(model, tmp_path / f"{name}.tflite", quantize=quantize, metadata=metadata)
+    plain, told = (export.LiteRTModel(tmp_path / f"{n}.tflite") for n in ("plain", "told"))
+    assert plain.metadata == {} and told.metadata == METADATA
+    summary = export.inspect(tmp_path / "told.tflite")
+    assert summary.metadata == METADATA
+    before = export.inspect(tmp_path / "plain.tflite")
+    assert (summary.inputs, summary.outputs) == (before.inputs, before.outputs)
+    assert (summary.ops, summary.weights) == (before.ops, before.weights)
+    assert (told.inputs, told.outputs) == (plain.inputs, plain.outputs)
+    np.testing.assert_array_equal(told.predict(normal(3, 8)), plain.predict(normal(3, 8)))
+
+
+def test_metadata_leaves_the_weights_at_multiples_of_16_bytes(model, tmp_path):
+    from ai_edge_litert import schema_py_generated as schema
+
+    path = tmp_path / "m.tflite"
+    export.litert(model, path, metadata={"labels": ["a", "b", "c"]})
+    content = path.read_bytes()
+    file = schema.Model.GetRootAs(content, 0)
+    places = []
+    for index in range(file.BuffersLength()):
+        data = file.Buffers(index).DataAsNumpy()
+        if isinstance(data, np.ndarray) and data.size >= 16:
+            places.append(data.__array_interface__["data"][0])
+    start = np.frombuffer(content, np.uint8).__array_interface__["data"][0]
+    assert len(places) >= 3
+    assert [(place - start) % 16 for place in places] == [0] * len(places)
+
+
 def test_calibration_keeps_rare_extremes(model, path):
     x = np.full((50, 8), 0.01, "float32")
     x[0] = 100
     calibration = [{"x": row[None]} for row in x]
-    content = convert.to_quantized(path.read_bytes(), "int8", "float32", calibration)
+    content = to_quantized(path.read_bytes(), recipe_for([(".*", "int8")]), True, calibration)
     file = path.with_name("rare.tflite")
     file.write_bytes(content)
     # A moving average over the rows would have forgotten the large one and cut it off.

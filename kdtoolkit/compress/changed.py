@@ -65,6 +65,11 @@ class Compressed(keras.layers.Layer):
         self.changes = list(changes)
         self.supports_masking = layer.supports_masking
 
+    @property
+    def stands_for(self):
+        """The layer whose inner paths are this one's."""
+        return self.layer
+
     def call(self, *args, **kwargs):
         layer = self.layer
         if not layer.built:

@@ -59,10 +59,10 @@ class Clusters(WeightChange):
         values = ops.convert_to_tensor(self.centroids)
         if self.gradient == "mean":
             fixed = ops.stop_gradient(values)
-            values = fixed + (values - fixed) / self.members
+            values = fixed + (values - fixed) / ops.convert_to_tensor(self.members)
         if self.zero:
             values = ops.pad(values, [[1, 0]])
-        return ops.take(values, self.assignment, axis=0)
+        return ops.take(values, ops.convert_to_tensor(self.assignment), axis=0)
 
     def get_config(self):
         own = {"count": self.count, "zero": self.zero, "gradient": self.gradient}
@@ -100,10 +100,10 @@ def cluster(model, clusters=16, *, gradient="mean", layers=None, fold=True):
     with a factor per channel, which would make many values of few. So it is folded before:
     `fold_batchnorm`.
 
-    Source: Han et al., "Deep Compression" (2016), arXiv:1510.00149: k-means from evenly spaced first
-    values, fixed assignments, trained centroids. There, a centroid's gradient is the sum over the
-    weights that share it, `gradient="sum"`, which fits small learning rates only; the mean, our
-    default, trains a centroid as fast as a weight.
+    Source: Han et al., "Deep Compression" (2016), arXiv:1510.00149: k-means from evenly spaced
+    first values, fixed assignments, trained centroids. There, a centroid's gradient is the sum over
+    the weights that share it, `gradient="sum"`, which fits small learning rates only; the mean,
+    our default, trains a centroid as fast as a weight.
 
     Args:
         model: functional or built sequential `keras.Model`, pruned or not.
@@ -133,6 +133,8 @@ def cluster(model, clusters=16, *, gradient="mean", layers=None, fold=True):
     if gradient not in GRADIENTS:
         raise ValueError(f"`gradient` must be one of {GRADIENTS}. Received: {gradient!r}")
     require("sklearn.cluster", "kdtoolkit.compress.cluster", "compress")
+    if any(isinstance(c, Clusters) for layer in compressed_layers(model) for c in layer.changes):
+        raise ValueError(f"'{model.name}' is clustered already. kd.compress.strip it first")
     model = fold_batchnorm(model) if fold else model
     known = {layer.name: layer.used() for layer in compressed_layers(model)}
     first = {}

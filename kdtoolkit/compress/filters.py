@@ -30,8 +30,8 @@ def prune_filters(model, share, *, multiple_of=1, layers=None):
     look at all channels (attention, layer normalisation, reshapes, softmax), in nested models, or
     that are custom.
 
-    Source: Li et al., "Pruning Filters for Efficient ConvNets" (2017), arXiv:1608.08710: the L1 norm
-    and tied shortcuts. There, the shortcut's filters alone decide for a group; here all of its
+    Source: Li et al., "Pruning Filters for Efficient ConvNets" (2017), arXiv:1608.08710: the L1
+    norm and tied shortcuts. There, the shortcut's filters alone decide for a group; here all of its
     filters do.
 
     Args:

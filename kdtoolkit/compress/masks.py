@@ -35,7 +35,7 @@ class Mask(WeightChange):
         )
 
     def call(self, weight):
-        return ops.where(self.mask, weight, ops.zeros_like(weight))
+        return ops.where(ops.convert_to_tensor(self.mask), weight, ops.zeros_like(weight))
 
     def get_config(self):
         own = {"scope": self.scope, "pattern": self.pattern, "axis": self.axis}
@@ -61,8 +61,7 @@ def smallest_pruned(magnitudes, sparsity):
     keep[np.argsort(flat, kind="stable")[:count]] = False
     ends = np.cumsum([part.size for part in magnitudes])[:-1]
     return [
-        part.reshape(own.shape)
-        for part, own in zip(np.split(keep, ends), magnitudes, strict=True)
+        part.reshape(own.shape) for part, own in zip(np.split(keep, ends), magnitudes, strict=True)
     ]
 
 

@@ -38,9 +38,9 @@ def prune(model, sparsity, *, scope="layer", pattern=None, layers=None):
         sparsity: share of weights to prune, 0 <= sparsity < 1. 0 prepares a network for
             `GradualPruning`. With a pattern it is that of the pattern, or 0.
         scope: `"layer"` (default), each kernel alone, or `"global"`.
-        pattern: None, or (n, m) such as (2, 4): of each m weights in a row along the input channels,
-            the n largest stay. Kernels whose input channels m doesn't divide, depthwise kernels and
-            embeddings are left out; an error names them unless `layers` leaves them out.
+        pattern: None, or (n, m) such as (2, 4): of each m weights in a row along the input
+            channels, the n largest stay. Kernels whose input channels m doesn't divide, depthwise
+            kernels and embeddings have none: an error names them unless `layers` leaves them out.
         layers: list of names of layers, a function `layer -> bool`, or None (default) for all with
             kernels or embeddings. The classifier at the end and the first convolution are small
             and worth leaving out at high sparsity.
@@ -137,7 +137,7 @@ class GradualPruning(keras.callbacks.Callback):
     At step t of the optimizer, from `begin_step` to `end_step` every `every` steps and once more at
     the end, the masks are set anew to
 
-        s_t = sparsity + (initial - sparsity) * (1 - (t - begin_step) / (end_step - begin_step))^power
+        s_t = sparsity + (initial - sparsity) * (1 - (t - begin) / (end - begin))^power
 
     by the magnitudes of that moment. What is pruned stays pruned. Behind `end_step` the masks don't
     change. The step isn't compiled again, and between updates nothing runs in Python.

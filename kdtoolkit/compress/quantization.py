@@ -36,8 +36,8 @@ def quantize_aware(model, data=None, *, weights=8, activations=8, momentum=0.99,
     tensor, so that the file has no more values than the network.
 
     Source: Jacob et al. (2018), arXiv:1712.05877, with batch normalisation folded before training
-    and not in it: no statistics of batches, and what training sees is what the file computes. Ranges
-    by moving averages of the extremes are theirs; that they start from data is our choice.
+    and not in it: no statistics of batches, and what training sees is what the file computes.
+    Ranges by moving averages of the extremes are theirs; that they start from data is our choice.
 
     Args:
         model: functional or built sequential `keras.Model`, pruned or clustered or not.

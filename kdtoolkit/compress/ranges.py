@@ -101,25 +101,25 @@ class ActivationRange(keras.layers.Layer):
             self._follow(inputs)
         if self.observes:
             return inputs
+        low, high = ops.convert_to_tensor(self.low), ops.convert_to_tensor(self.high)
         # An empty range, where all was zero, would divide by nothing.
-        return keras.quantizers.fake_quant_with_min_max_vars(
-            inputs,
-            ops.convert_to_tensor(self.low),
-            ops.maximum(ops.convert_to_tensor(self.high), self.low + 1e-6),
-            num_bits=self.bits,
-        )
+        high = ops.maximum(high, low + 1e-6)
+        return keras.quantizers.fake_quant_with_min_max_vars(inputs, low, high, num_bits=self.bits)
 
     def _follow(self, inputs):
         values = ops.stop_gradient(ops.cast(inputs, "float32"))
         # While it observes, the widest counts. Zero is always inside: padding needs it.
         low, high = ops.minimum(ops.min(values), 0.0), ops.maximum(ops.max(values), 0.0)
+        before = ops.convert_to_tensor(self.low), ops.convert_to_tensor(self.high)
         if self.observes:
-            self.low.assign(ops.minimum(self.low, low))
-            self.high.assign(ops.maximum(self.high, high))
+            low, high = ops.minimum(before[0], low), ops.maximum(before[1], high)
         else:
-            m = self.momentum
-            self.low.assign(m * self.low + (1.0 - m) * low)
-            self.high.assign(m * self.high + (1.0 - m) * high)
+            low, high = (
+                self.momentum * old + (1.0 - self.momentum) * new
+                for old, new in zip(before, (low, high), strict=True)
+            )
+        self.low.assign(low)
+        self.high.assign(high)
 
     def get_config(self):
         own = {"bits": self.bits, "momentum": self.momentum, "fixed": self.fixed}

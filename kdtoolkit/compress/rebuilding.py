@@ -94,9 +94,7 @@ class Graph:
             run: function `(call, args, kwargs)` that gives what stands for the call's output.
         """
         fresh = keras.tree.map_structure(_same_input, self.model.input)
-        pairs = zip(
-            keras.tree.flatten(self.model.input), keras.tree.flatten(fresh), strict=True
-        )
+        pairs = zip(keras.tree.flatten(self.model.input), keras.tree.flatten(fresh), strict=True)
         known = {id(old): new for old, new in pairs}
 
         def new(value):

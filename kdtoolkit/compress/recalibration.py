@@ -1,6 +1,5 @@
 """Statistics of batch normalisation, measured anew."""
 
-import keras
 from keras import layers
 
 from kdtoolkit.compress.batches import run_on

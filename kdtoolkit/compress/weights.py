@@ -20,7 +20,7 @@ class Weight:
     Attributes:
         variable: the `keras.Variable`.
         owner: the layer that holds it.
-        kind: `"conv"`, `"depthwise"`, `"transposed"`, `"embedding"` or `"dense"`, which all else is.
+        kind: `"conv"`, `"depthwise"`, `"transposed"`, `"embedding"`, or `"dense"` for all else.
     """
 
     variable: Any

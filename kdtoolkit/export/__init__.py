@@ -12,6 +12,7 @@ from kdtoolkit.export.report import ExportReport
 from kdtoolkit.export.run import Latency, LiteRTModel, latency
 from kdtoolkit.export.summary import FileSummary, inspect
 from kdtoolkit.export.verify import Comparison, OutputDifference, compare
+from kdtoolkit.export.weights import WeightInfo
 
 __all__ = [
     "Comparison",
@@ -22,6 +23,7 @@ __all__ = [
     "LiteRTModel",
     "OutputDifference",
     "TensorInfo",
+    "WeightInfo",
     "compare",
     "inspect",
     "latency",

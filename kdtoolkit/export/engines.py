@@ -20,12 +20,15 @@ class Captured:
 
 
 @contextlib.contextmanager
-def quiet():
+def quiet(stdout=True):
     """Keep converters and interpreters, which write from C++, off stdout and stderr.
 
     Only the file descriptors 1 and 2 are redirected. `sys.stdout` and `sys.stderr` stay in
     place: a logging handler that is created inside the block would otherwise keep writing to
     the replacement for ever.
+
+    Args:
+        stdout: If `False`, only stderr is silenced.
 
     Yields:
         A `Captured` whose `text` holds, after the block, what was written.
@@ -34,7 +37,7 @@ def quiet():
     with tempfile.TemporaryFile() as sink:
         try:
             with contextlib.ExitStack() as stack:
-                for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
+                for descriptor, stream in ((1, sys.stdout), (2, sys.stderr))[not stdout :]:
                     _redirect(descriptor, stream, sink.fileno(), stack)
                 yield captured
         finally:

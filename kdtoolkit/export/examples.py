@@ -57,6 +57,45 @@ def collect(data, inputs, what, limit, by_name=False):
     }
 
 
+class Batches:
+    """Batches that can be read several times, with a progress bar if asked.
+
+    Args:
+        items: List of batches.
+        verbose: If `True`, the first reading is shown on stdout.
+    """
+
+    def __init__(self, items, verbose=False):
+        self._items = items
+        self.verbose = verbose
+        self._read = False
+
+    def __len__(self):
+        return len(self._items)
+
+    def __iter__(self):
+        if self._read or not self.verbose:
+            yield from self._items
+            return
+        self._read = True
+        bar = keras.utils.Progbar(len(self._items), unit_name="calibration")
+        for count, item in enumerate(self._items, 1):
+            yield item
+            bar.update(count)
+
+
+def shows_progress(calibration):
+    """Tell whether reading the calibration data writes to stdout, which must then stay open.
+
+    Args:
+        calibration: `Batches`, a list, or `None`.
+
+    Returns:
+        `True` or `False`.
+    """
+    return getattr(calibration, "verbose", False)
+
+
 def random_examples(inputs, count, seed=0):
     """Return seeded random examples that fit the inputs.
 

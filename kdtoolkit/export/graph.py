@@ -15,14 +15,14 @@ class ModelGraph:
     """A model that is called with a dict of tensors and returns a dict of tensors.
 
     Attributes:
-        model: The Keras model.
+        model: The Keras model, of Keras 3 or tf_keras.
         inputs: One `TensorInfo` per input, in the order in which Keras flattens them.
         structure: The nesting in which the model takes its inputs.
         output_names: Names of the outputs. Empty for a subclassed model, which has no graph.
         by_name: `True` if the model itself takes a dict.
     """
 
-    model: keras.Model
+    model: Any
     inputs: tuple[TensorInfo, ...]
     structure: Any
     output_names: tuple[str, ...]
@@ -77,12 +77,30 @@ class ModelGraph:
         return replace(self, inputs=inputs)
 
 
+def is_tf_keras(model):
+    """Tell whether a model was built by tf_keras, the TensorFlow part of Keras 2.
+
+    Such models come from tensorflow-model-optimization. They are recognised by the module of
+    their classes, so that tf_keras need not be installed.
+
+    Args:
+        model: Any object.
+
+    Returns:
+        `True` for an instance of `tf_keras.Model`.
+    """
+    return hasattr(model, "layers") and any(
+        cls.__module__.partition(".")[0] == "tf_keras" for cls in type(model).__mro__
+    )
+
+
 def describe(model):
     """Find the inputs and outputs of a model.
 
     Args:
         model: A built `keras.Model`: functional, sequential or subclassed. A subclassed model
-            must have been called once, and take all inputs as its first argument.
+            must have been called once, and take all inputs as its first argument. A tf_keras
+            model must be functional or sequential.
 
     Returns:
         A `ModelGraph`. Sizes that the model leaves open are `None`.
@@ -95,14 +113,14 @@ def describe(model):
     if not leaves:
         raise ValueError(
             f"The inputs of model '{model.name}' are unknown. Expected a model that was called "
-            "once. Call it on one batch of data before the export; of a distiller, export "
-            "`distiller.student`."
+            "once, or of tf_keras a functional or sequential one. Call it on one batch of data "
+            "before the export; of a distiller, export `distiller.student`."
         )
     names = ["inputs"] if len(leaves) == 1 else [f"input_{i}" for i in range(len(leaves))]
     names = [leaf.name or name for (_, leaf), name in zip(leaves, names, strict=True)]
     names = _unique(_names([path for path, _ in leaves], names))
     inputs = tuple(
-        TensorInfo(name, tuple(leaf.shape), leaf.dtype)
+        TensorInfo(name, tuple(leaf.shape), _dtype(leaf.dtype))
         for name, (_, leaf) in zip(names, leaves, strict=True)
     )
     strings = [info.name for info in inputs if info.dtype == "string"]
@@ -116,6 +134,8 @@ def describe(model):
 
 def _structure(model):
     """Return the nested inputs (leaves with name, shape and dtype) and the output names."""
+    if is_tf_keras(model):
+        return (model.input, tuple(model.output_names)) if model.inputs else ([], ())
     try:
         inputs = model.inputs
     except AttributeError:  # Only models with a symbolic graph have inputs.
@@ -123,6 +143,11 @@ def _structure(model):
     if isinstance(model, keras.Sequential):
         return inputs[0], (model.layers[-1].name,)
     return model.input, tuple(model.output_names)
+
+
+def _dtype(dtype):
+    # TensorFlow's dtypes, of tf_keras models, are objects.
+    return getattr(dtype, "name", dtype)
 
 
 def _recorded(build_config):

@@ -4,9 +4,12 @@ import contextlib
 
 import keras
 
-from kdtoolkit.export.graph import describe
+from kdtoolkit.export.graph import describe, is_tf_keras
 
 _NOT_FLOAT32 = ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64")
+_LOOKUPS = {"StringLookup", "IntegerLookup", "TextVectorization", "Hashing", "HashedCrossing"}
+# Names of classes, because tf_keras has its own.
+_LOOPS = {"RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"}
 
 
 def check_model(model):
@@ -19,7 +22,7 @@ def check_model(model):
         TypeError: If it is not a `keras.Model`.
         ValueError: If the backend is not TensorFlow, or the model is unbuilt or quantised.
     """
-    if not isinstance(model, keras.Model):
+    if not isinstance(model, keras.Model) and not is_tf_keras(model):
         raise TypeError(f"`model` must be a keras.Model. Received: {type(model).__name__}.")
     backend = keras.backend.backend()
     if backend != "tensorflow":
@@ -33,12 +36,42 @@ def check_model(model):
             f"Model '{model.name}' is not built, so its weights do not exist yet. "
             "Call it on one batch of data before the export."
         )
-    quantised = [x.name for x in _layers(model) if x.dtype_policy.quantization_mode is not None]
+    quantised = [layer.name for layer in layers_of(model) if _is_quantised(layer)]
     if quantised:
         raise ValueError(
             f"The layers {quantised} were quantised by keras.Model.quantize, which LiteRT cannot "
             "express. Export the model as it was before, with "
             "litert(..., quantize='int8' or 'dynamic')."
+        )
+
+
+def check_layers(model, integer_mode=None):
+    """Refuse layers that LiteRT cannot run, by name, before any slow step.
+
+    Args:
+        model: A model that `check_model` accepted.
+        integer_mode: `"int8"` or `"int16"` if all activations shall be integers.
+
+    Raises:
+        ValueError: If there is such a layer.
+    """
+    lookups = [layer for layer in layers_of(model) if _is_a(layer, _LOOKUPS)]
+    if lookups:
+        names = [f"{layer.name} ({type(layer).__name__})" for layer in lookups]
+        raise ValueError(
+            f"LiteRT has no tables for the layers {names}. Move them out of the model, into the "
+            "preprocessing, and export the part that takes numbers."
+        )
+    # A loop that is unrolled is none.
+    loops = [
+        layer.name
+        for layer in layers_of(model)
+        if _is_a(layer, _LOOPS) and not getattr(layer, "unroll", False)
+    ]
+    if loops and integer_mode:
+        raise ValueError(
+            f"quantize='{integer_mode}' does not support models with loops, such as the recurrent "
+            f"layers {loops}. Use quantize='dynamic', whose weights are int8 too."
         )
 
 
@@ -51,7 +84,7 @@ def uses_float32(model):
     Returns:
         `False` if a layer computes in another float type, as under `mixed_float16`.
     """
-    return not any(layer.compute_dtype in _NOT_FLOAT32 for layer in _layers(model))
+    return not any(layer.compute_dtype in _NOT_FLOAT32 for layer in layers_of(model))
 
 
 def float32_copy(model):
@@ -71,6 +104,12 @@ def float32_copy(model):
     """
     if uses_float32(model):
         return model
+    if is_tf_keras(model):
+        raise ValueError(
+            f"The tf_keras model '{model.name}' does not compute in float32, which the export of "
+            "tf_keras models needs. Build it once more under the dtype policy 'float32', give it "
+            "the weights with set_weights, and export that."
+        )
     policy = keras.config.dtype_policy()
     # Layers that are created inside other layers' constructors take the global policy.
     keras.config.set_dtype_policy("float32")
@@ -131,12 +170,28 @@ def _axes(layer, inputs):
     return [axis % len(inputs.shape) for axis in layer.axis]
 
 
-def _layers(model):
-    """Yield the layers of a model and of the models in it."""
+def layers_of(model):
+    """Yield the layers of a model and of the models in it.
+
+    Args:
+        model: A model of Keras 3 or tf_keras.
+
+    Yields:
+        Its layers.
+    """
     for layer in model.layers:
         yield layer
-        if isinstance(layer, keras.Model):
-            yield from _layers(layer)
+        if isinstance(layer, keras.Model) or is_tf_keras(layer):
+            yield from layers_of(layer)
+
+
+def _is_a(layer, class_names):
+    return any(cls.__name__ in class_names for cls in type(layer).__mro__)
+
+
+def _is_quantised(layer):
+    # tf_keras has no such policies.
+    return getattr(getattr(layer, "dtype_policy", None), "quantization_mode", None) is not None
 
 
 def _clone(model):

@@ -14,7 +14,8 @@ class ExportReport:
 
     Attributes:
         path: The file.
-        quantize: `None`, `"float16"`, `"dynamic"` or `"int8"`.
+        quantize: The mode, `None` for float32. `"mixed"` stands for rules by layer, `"recipe"`
+            for a ready recipe.
         bytes: Size of the file.
         gzip_bytes: Size after gzip.
         parameters: Number of weights of the Keras model.

@@ -8,6 +8,8 @@ import numpy as np
 
 from kdtoolkit.export.engines import quiet, require
 from kdtoolkit.export.examples import TensorInfo, collect, in_batches, random_examples
+from kdtoolkit.export.metadata import metadata_of
+from kdtoolkit.export.summary import parse
 
 # Far more than anyone predicts at once: `collect` wants a limit, prediction has none.
 _NO_LIMIT = 2**62
@@ -27,6 +29,7 @@ class LiteRTModel:
         inputs: Tuple of `TensorInfo`, as stored in the file.
         outputs: Tuple of `TensorInfo`, as stored in the file.
         batch_size: Examples per invocation, the first axis of the inputs.
+        metadata: What was passed to `litert` as `metadata`, else an empty dict.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -41,8 +44,10 @@ class LiteRTModel:
     """
 
     def __init__(self, path, num_threads=1):
-        self._interpreter = _open(path, num_threads)
-        self._inputs, self._outputs = _details(self._interpreter)
+        content = Path(path).read_bytes()
+        self._interpreter = _open(content, path, num_threads)
+        self.metadata = metadata_of(parse(content, path))
+        self._inputs, self._outputs = _details(self._interpreter, path)
         self.inputs = tuple(_info(*item) for item in self._inputs.items())
         self.outputs = tuple(_info(*item) for item in self._outputs.items())
         self.batch_size = self.inputs[0].shape[0] if self.inputs[0].shape else 1
@@ -149,8 +154,8 @@ def latency(path, *, num_threads=1, warmup=10, runs=50, seed=0):
         raise ValueError(
             f"`runs` must be at least 1 and `warmup` at least 0. Received: {runs=}, {warmup=}."
         )
-    interpreter = _open(path, num_threads)
-    inputs, _ = _details(interpreter)
+    interpreter = _open(Path(path).read_bytes(), path, num_threads)
+    inputs, _ = _details(interpreter, path)
     infos = tuple(_info(*item) for item in inputs.items())
     for info in infos:
         values = random_examples((info,), info.shape[0] if info.shape else 1, seed)[info.name]
@@ -178,15 +183,14 @@ def check_threads(num_threads):
         raise ValueError(f"`num_threads` must be a positive integer. Received: {num_threads!r}.")
 
 
-def _open(path, num_threads):
+def _open(content, path, num_threads):
     """Return an interpreter with its memory allocated."""
     check_threads(num_threads)
     interpreters = require("ai_edge_litert.interpreter")
-    # From memory, not from the path: the interpreter would map the file, which then could
-    # not be replaced on every system while the interpreter lives.
-    content = Path(path).read_bytes()
     try:
         with quiet():
+            # From memory, not from the path: the interpreter would map the file, which then
+            # could not be replaced on every system while the interpreter lives.
             interpreter = interpreters.Interpreter(model_content=content, num_threads=num_threads)
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
@@ -197,17 +201,22 @@ def _open(path, num_threads):
     return interpreter
 
 
-def _details(interpreter):
+def _details(interpreter, path):
     """Return the interpreter's records of inputs and outputs, by signature name."""
     signatures = interpreter.get_signature_list()
-    if not signatures:
-        return (
-            {details["name"]: details for details in interpreter.get_input_details()},
-            {details["name"]: details for details in interpreter.get_output_details()},
+    if signatures:
+        # The runner must not be kept: it holds a reference that makes `invoke` refuse to work.
+        runner = interpreter.get_signature_runner(next(iter(signatures)))
+        inputs, outputs = runner.get_input_details(), runner.get_output_details()
+    else:
+        inputs = {details["name"]: details for details in interpreter.get_input_details()}
+        outputs = {details["name"]: details for details in interpreter.get_output_details()}
+    if not inputs or not outputs:
+        raise ValueError(
+            f"'{path}' has no inputs or no outputs, so it is no complete .tflite file of a model. "
+            "Export it again with kdtoolkit.export.litert."
         )
-    # The runner must not be kept: it holds a reference that makes `invoke` refuse to work.
-    runner = interpreter.get_signature_runner(next(iter(signatures)))
-    return runner.get_input_details(), runner.get_output_details()
+    return inputs, outputs
 
 
 def _info(name, details):

@@ -1,12 +1,16 @@
 """Read what is inside a .tflite file."""
 
+import contextlib
 import gzip
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from kdtoolkit.export.engines import require
 from kdtoolkit.export.examples import TensorInfo
+from kdtoolkit.export.metadata import metadata_of
+from kdtoolkit.export.weights import WeightInfo, sparsity_of, weights_of
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -25,6 +29,11 @@ class FileSummary:
         tensor_bytes: Bytes of the constants (weights) by dtype. Two `int4` share a byte.
         full_integer: `True` if no operator computes in floats. Only a QUANTIZE of an input
             and a DEQUANTIZE of an output may touch them.
+        sparsity: Share of the weights that are exactly zero, 0 to 1. Weights are constants of
+            two or more axes, so biases do not count.
+        unique: Largest number of distinct values in one weight tensor, as clustering leaves.
+        weights: Tuple with one `WeightInfo` per weight tensor.
+        metadata: What was passed to `litert` as `metadata`, else an empty dict.
     """
 
     bytes: int
@@ -35,6 +44,10 @@ class FileSummary:
     tensor_counts: dict[str, int]
     tensor_bytes: dict[str, int]
     full_integer: bool
+    sparsity: float
+    unique: int
+    weights: tuple[WeightInfo, ...]
+    metadata: dict[str, Any]
 
     def to_dict(self):
         """Return the attributes as a dict that JSON can store."""
@@ -64,32 +77,56 @@ def inspect(path):
     ```
     """
     content = Path(path).read_bytes()
-    model = _parse(content, path)
-    graph = model.subgraphs[0]
-    inputs, outputs = _io(model, graph)
-    return FileSummary(
-        bytes=len(content),
-        # A fixed time stamp makes the size repeatable.
-        gzip_bytes=len(gzip.compress(content, mtime=0)),
-        inputs=inputs,
-        outputs=outputs,
-        ops=_count(_op_name(model, op) for g in model.subgraphs for op in g.operators),
-        tensor_counts=_count(_dtype(tensor) for g in model.subgraphs for tensor in g.tensors),
-        tensor_bytes=_constant_bytes(model),
-        full_integer=not any(_computes_in_floats(model, g) for g in model.subgraphs),
-    )
+    model = parse(content, path)
+    # Damage that leaves the file readable shows when its parts are looked up.
+    with _complete(content, path):
+        weights = weights_of(model, _dtype)
+        inputs, outputs = _io(model, model.subgraphs[0])
+        return FileSummary(
+            bytes=len(content),
+            # A fixed time stamp makes the size repeatable.
+            gzip_bytes=len(gzip.compress(content, mtime=0)),
+            inputs=inputs,
+            outputs=outputs,
+            ops=op_counts(model),
+            tensor_counts=_count(_dtype(tensor) for g in model.subgraphs for tensor in g.tensors),
+            tensor_bytes=constant_bytes(model),
+            full_integer=not any(_computes_in_floats(model, g) for g in model.subgraphs),
+            sparsity=sparsity_of(weights),
+            unique=max((weight.distinct for weight in weights), default=0),
+            weights=weights,
+            metadata=metadata_of(model),
+        )
 
 
-def _parse(content, path):
+def parse(content, name="the file"):
+    """Read the flatbuffer of a .tflite file.
+
+    Args:
+        content: The file as `bytes`.
+        name: What to call it in messages.
+
+    Returns:
+        The parsed file, as LiteRT's schema describes it.
+
+    Raises:
+        ValueError: If it is not a complete .tflite file.
+    """
     tools = require("ai_edge_litert.tools.flatbuffer_utils")
-    try:
+    with _complete(content, name):
         if content[4:8] != b"TFL3":
             raise ValueError("the identifier TFL3 is missing")
         return tools.read_model_from_bytearray(bytearray(content))
-    # The reader checks nothing, so a cut file fails wherever it happens to be cut.
+
+
+@contextlib.contextmanager
+def _complete(content, name):
+    try:
+        yield
+    # The reader checks nothing, so a damaged file fails wherever it happens to be damaged.
     except Exception as error:
         raise ValueError(
-            f"'{path}' is not a complete .tflite file ({error}). Received: {len(content)} bytes. "
+            f"'{name}' is not a complete .tflite file ({error}). Received: {len(content)} bytes. "
             "Export it again with kdtoolkit.export.litert."
         ) from error
 
@@ -131,7 +168,27 @@ def _count(names):
     return dict(sorted(Counter(names).items()))
 
 
-def _constant_bytes(model):
+def op_counts(model):
+    """Count the operators of a file.
+
+    Args:
+        model: The parsed file.
+
+    Returns:
+        Dict from name to number.
+    """
+    return _count(_op_name(model, op) for graph in model.subgraphs for op in graph.operators)
+
+
+def constant_bytes(model):
+    """Add up the sizes of the constants of a file.
+
+    Args:
+        model: The parsed file.
+
+    Returns:
+        Dict from dtype to bytes.
+    """
     sizes, seen = Counter(), set()
     for tensor in (tensor for graph in model.subgraphs for tensor in graph.tensors):
         data = model.buffers[tensor.buffer].data

@@ -79,7 +79,7 @@ def compare(model, path, x, *, num_threads=1):
     """Run a `.tflite` file and a Keras model on the same examples.
 
     Args:
-        model: The `keras.Model`, run with `training=False`.
+        model: The model, of Keras 3 or tf_keras, run with `training=False`.
         path: The `.tflite` file.
         x: Examples: one array, a dict or list of arrays that matches the model's inputs, or an
             iterable of batches, with or without labels. At most 10,000 are used.
@@ -89,8 +89,9 @@ def compare(model, path, x, *, num_threads=1):
         A `Comparison`.
 
     Raises:
-        ValueError: If the file has other inputs or outputs than the model, or Keras itself
-            returns NaN.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, has other inputs or outputs than the model, or Keras
+            itself returns NaN.
 
     Example:
 
@@ -99,9 +100,9 @@ def compare(model, path, x, *, num_threads=1):
     print(difference.agreement, difference.sqnr_db)
     ```
     """
-    graph = describe(model)
+    graph, runner = describe(model), LiteRTModel(path, num_threads)
     examples = collect(x, graph.inputs, "x", MAX_CHECKED, by_name=graph.by_name)
-    return compare_with(reference(graph, examples), LiteRTModel(path, num_threads), examples)
+    return compare_with(reference(graph, examples), runner, examples)
 
 
 def reference(graph, examples):
