@@ -32,7 +32,7 @@ def pytest_configure(config):
     """
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         return
-    # Rich measures the terminal once, when it first prints: tables must fit whichever test is first.
+    # Rich measures the terminal once, when it first prints: tables must fit whoever is first.
     os.environ["COLUMNS"] = "160"
     import keras
 

@@ -116,7 +116,7 @@ def dense_of_all_kinds():
     h = layers.MaxPooling2D()(layers.Dropout(0.1)(h))
     h = layers.Conv2DTranspose(8, 2, activation="relu")(h)
     h = layers.Concatenate()([h, layers.Conv2D(8, 2, padding="same")(h)])
-    h = layers.Dense(16, activation="relu")(layers.Flatten()(layers.AveragePooling2D(2)(h)))
+    h = layers.Dense(16, activation="tanh")(layers.Flatten()(layers.AveragePooling2D(2)(h)))
     return keras.Model(inputs, layers.Dense(10)(h))
 
 
@@ -151,7 +151,7 @@ def test_a_transformer_becomes_integers_with_representative_data(digits, tmp_pat
 
 def test_recurrent_weights_are_rounded_and_the_file_keeps_them(digits, tmp_path):
     inputs = keras.Input((8, 8, 1))
-    h = layers.LSTM(12)(layers.Reshape((8, 8))(inputs))
+    h = layers.LSTM(12, dropout=0.1)(layers.Reshape((8, 8))(inputs))
     network = train(keras.Model(inputs, layers.Dense(10)(h)), digits, 2)
     rounded = train(kd.compress.quantize_aware(network, activations=None), digits, 1)
     plain = kd.compress.strip(rounded)

@@ -277,3 +277,73 @@ def test_dropout_distillation_is_compared_in_pairs_of_seeds():
     assert columns[2] == expected
     verdicts = ["worse" if n > 0 else "better" for n in steps]
     assert columns[-1] == verdicts + [{"worse": "better", "better": "worse"}[v] for v in verdicts]
+
+
+def test_compression_ends_in_tables_pictures_a_page_and_checked_files(
+    tmp_path, capsys, monkeypatch
+):
+    compression = load("compressed_student")
+    # Fewer channels and ways, for speed; the chain has the stages of those left out.
+    filters = {compression.TEACHER: (8,), compression.STUDENT: (4, 16)}
+    monkeypatch.setattr(compression, "FILTERS", filters)
+    chain = "pruned, 16 values, int8"
+    names = (
+        compression.STUDENT,
+        compression.LONGER,
+        compression.NARROW,
+        compression.CONTROL,
+        chain,
+    )
+    ways = {name: compression.WAYS[name] for name in names}
+    monkeypatch.setattr(compression, "WAYS", ways)
+    # What learns from labels is trained, and of the rest what is pruned.
+    train = compression.train
+
+    def train_few(network, data, seed, epochs, rate, teacher=None, callbacks=()):
+        if teacher is None or callbacks:
+            train(network, data, seed, epochs, rate, teacher, callbacks)
+
+    monkeypatch.setattr(compression, "train", train_few)
+    compression.main(["--seeds", "1", "--epochs", "1", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    for text in ("as the teacher %", "Half of the filters: ", "The smallest that loses at most 1"):
+        assert text in printed
+    for name in ("bytes.png", "gzip_bytes.png", "latency_ms.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+    assert chain in (tmp_path / "seed0.html").read_text()
+    rows = {row["model"]: row for row in read_csv(tmp_path / "compression.csv")}
+    assert list(rows) == [compression.TEACHER, *names]
+    assert [row["model"] for row in read_csv(tmp_path / "seed0.csv")] == list(rows)
+    narrow, student = rows[compression.NARROW], rows[compression.STUDENT]
+    assert narrow["bytes"] < student["bytes"]
+    assert rows[chain]["gzip_bytes"] < student["gzip_bytes"]
+    points = 100 * (narrow["test_accuracy"] - rows[compression.LONGER]["test_accuracy"])
+    assert f"{points:+.2f} with the teacher" in printed
+    # The file is what the row says.
+    path = tmp_path / "seed0" / "pruned-16-values-int8.tflite"
+    file, data = inspect(path), compression.kd.data.load_digits(seed=0)
+    assert file.full_integer and file.unique <= 16 and file.sparsity > 0.5
+    found = compression.accuracy(path, data.x_test, data.y_test)
+    assert found == rows[chain]["test_accuracy"]
+
+
+def test_the_neighbour_ends_in_a_table_and_a_file_for_each_method(tmp_path, capsys, monkeypatch):
+    neighbour = load("tfmot_neighbour")
+    # Fewer channels and methods, for speed.
+    monkeypatch.setattr(neighbour, "FILTERS", {"student": (4, 16), "teacher": (8,)})
+    monkeypatch.setattr(neighbour, "RATES", {neighbour.PRUNED: 0.01, neighbour.AWARE: 0.01})
+    # The teacher and the student stay as they were made.
+    fit = neighbour.fit
+    monkeypatch.setattr(
+        neighbour, "fit", lambda m, d, e, rate, *c: rate > 0.01 or fit(m, d, e, rate, *c)
+    )
+    neighbour.main(["--seeds", "1", "--epochs", "1", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    names = (neighbour.FLOAT, neighbour.INT8, neighbour.PRUNED, neighbour.AWARE)
+    for name in names:
+        assert name in printed
+    rows = read_csv(tmp_path / "tfmot_neighbour.csv")
+    assert [row["network"] for row in rows] == list(names)
+    assert rows[2]["gzip"] < rows[1]["gzip"] < rows[0]["gzip"]
+    files = sorted(path.name for path in tmp_path.glob("*.tflite"))
+    assert files == ["aware-0.tflite", "float32-0.tflite", "int8-0.tflite", "pruned-0.tflite"]

@@ -149,3 +149,53 @@ def test_what_makes_no_sense_is_refused():
     alone = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
     with pytest.raises(ValueError, match="No filter of"):
         kd.compress.prune_filters(alone, 0.5)
+
+
+def crossed(kind):
+    inputs = keras.Input((6, 6, 2))
+    a, b = (layers.Conv2D(4, 1, name=name)(inputs) for name in "ab")
+    if kind == "twice":
+        h = layers.Add()([layers.Conv2D(8, 1, name="c")(inputs), layers.Concatenate()([a, a])])
+    else:
+        h = layers.Add()([layers.Concatenate()([a, b]), layers.Concatenate()([b, a])])
+    return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(h)))
+
+
+@pytest.mark.parametrize("kind", ["twice", "exchanged"])
+def test_channels_that_stand_in_several_places_are_tied_there_too(kind):
+    network = crossed(kind)
+    smaller = kd.compress.prune_filters(network, 0.5)
+    assert widths(smaller)["a"] == 2
+    assert smaller(np.ones((1, 6, 6, 2), "float32")).shape == (1, 2)
+
+
+def test_one_filter_of_each_layer_stays():
+    inputs = keras.Input((6, 6, 2))
+    a, b = (layers.Conv2D(2, 1, name=name)(inputs) for name in "ab")
+    h = layers.Add()([layers.Concatenate()([a, b]), layers.Conv2D(4, 1, name="c")(inputs)])
+    network = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(h)))
+    for name in ("a", "c"):
+        kernel = array(network.get_layer(name).kernel)
+        kernel[..., :2] *= 1e-3
+        network.get_layer(name).kernel.assign(kernel)
+    found = widths(kd.compress.prune_filters(network, 0.5))
+    assert (found["a"], found["b"], found["c"]) == (1, 1, 2)
+
+
+def test_operations_with_arrays_and_custom_layers_keep_their_channels():
+    class DropoutMix(layers.Layer):
+        def build(self, shape):
+            self.mix = self.add_weight(shape=(shape[-1], shape[-1]))
+
+        def call(self, inputs):
+            return inputs @ self.mix
+
+    inputs = keras.Input((6, 6, 2))
+    a = layers.Conv2D(4, 1, name="a")(inputs) * np.arange(4.0, dtype="float32")
+    b = DropoutMix()(layers.Conv2D(4, 1, name="b")(inputs))
+    c = layers.Conv2D(4, 1, activation=layers.Softmax(), name="c")(inputs)
+    free = layers.Conv2D(4, 1, name="free")(inputs)
+    h = layers.Concatenate()([a, b, c, free])
+    network = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(h)))
+    found = widths(kd.compress.prune_filters(network, 0.5))
+    assert (found["a"], found["b"], found["c"], found["free"]) == (4, 4, 4, 2)

@@ -7,7 +7,7 @@ from keras import layers
 
 import kdtoolkit as kd
 from tests.helpers import array
-from tests.support import CLASSES, FEATURES, conv, data, dense
+from tests.support import CLASSES, FEATURES, conv, data, dense, images
 
 pytestmark = pytest.mark.core
 
@@ -279,7 +279,7 @@ def test_a_fit_that_ends_too_early_says_so():
     network = kd.compress.prune(dense(8), 0)
     gradual = kd.compress.GradualPruning(network, 0.5, end_step=100)
     network.compile("sgd", "mse")
-    with pytest.warns(UserWarning, match="ended at step 1, before `end_step`, 100"):
+    with pytest.warns(UserWarning, match=r"pruned to 0.01. and not to 0.5: training ended"):
         network.fit(np.ones((4, FEATURES)), np.ones((4, CLASSES)), verbose=0, callbacks=[gradual])
 
 
@@ -315,3 +315,77 @@ def test_models_without_a_graph_are_refused_with_the_way_out():
         kd.compress.prune(model, 0.5)
     with pytest.raises(ValueError, match="has no masks"):
         kd.compress.GradualPruning(dense(8), 0.5, end_step=10)
+
+
+def test_each_call_prunes_its_own_layers():
+    first = kd.compress.prune(dense(8), 0.5, layers=["hidden"])
+    both = kd.compress.prune(first, 0.75, layers=["logits"])
+    assert zeros(both) == {"hidden": 24, "logits": 18}
+
+
+def test_statistics_of_adapted_layers_are_copied():
+    scaled = layers.Normalization()
+    x = np.random.default_rng(0).normal(3.0, 2.0, (50, 4)).astype("float32")
+    scaled.adapt(x)
+    network = keras.Sequential([keras.Input((4,)), scaled, layers.Dense(2)])
+    pruned = kd.compress.prune(network, 0)
+    np.testing.assert_allclose(pruned.predict(x), network.predict(x), atol=1e-5)
+
+
+def test_graphs_with_arithmetic_of_numbers_are_pruned():
+    inputs = keras.Input((6, 6, 1))
+    network = keras.Model(inputs, layers.Conv2D(2, 3)(2.0 * inputs))
+    x, _ = images(3, 6)
+    pruned = kd.compress.prune(network, 0)
+    np.testing.assert_allclose(pruned.predict(x), network.predict(x), atol=1e-6)
+
+
+class PutsBack(keras.callbacks.Callback):
+    """What a callback that resumes does: the optimizer's counter, behind all `on_train_begin`."""
+
+    def on_train_begin(self, logs=None):
+        self.model.optimizer.iterations.assign(8)
+
+
+def test_a_resumed_run_goes_on_where_it_was():
+    network = kd.compress.prune(dense(8), 0)
+    gradual = kd.compress.GradualPruning(network, 0.75, end_step=12, every=2)
+    network.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    network.fit(*data(16), batch_size=4, verbose=0, callbacks=[gradual, PutsBack()])
+    assert zeros(network) == {"hidden": 36, "logits": 18}
+
+
+def test_accumulated_gradients_are_one_step():
+    network = kd.compress.prune(dense(8), 0)
+    gradual = kd.compress.GradualPruning(network, 0.5, end_step=2, every=1)
+    network.compile(
+        keras.optimizers.SGD(0.01, gradient_accumulation_steps=4),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    watch = Watch(network)
+    network.fit(*data(32), batch_size=4, verbose=0, callbacks=[gradual, watch])
+    assert zeros(network) == {"hidden": 24, "logits": 12}
+
+
+def test_weights_that_are_put_back_are_pruned_again_or_named():
+    network = kd.compress.prune(dense(8), 0)
+    dense_masks = network.get_weights()
+    gradual = kd.compress.GradualPruning(network, 0.5, end_step=4, every=2)
+    network.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+
+    class Back(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            _ = self.model
+            if epoch == 1:
+                network.set_weights(dense_masks)
+
+    network.fit(*data(16), batch_size=4, epochs=3, verbose=0, callbacks=[gradual, Back()])
+    assert zeros(network) == {"hidden": 24, "logits": 12}
+    with pytest.warns(UserWarning, match="pruned to 0.000 and not to 0.5"):
+        network.fit(*data(16), batch_size=4, epochs=2, verbose=0, callbacks=[Back(), gradual])
+
+
+def test_shared_weights_are_out_of_reach_of_masks():
+    shared = kd.compress.cluster(kd.compress.prune(dense(8), 0), 4)
+    with pytest.raises(ValueError, match="Prune before kd.compress.cluster"):
+        kd.compress.GradualPruning(shared, 0.5, end_step=4)

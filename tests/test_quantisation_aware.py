@@ -121,6 +121,7 @@ def test_rounding_stands_where_the_file_rounds():
         "relu": None,
         "depthwise": None,
         "sum_relu": None,
+        "gate_linear": None,
         "gate": (0.0, 255 / 256),
         "head": None,
         "soft": (0.0, 255 / 256),
@@ -209,7 +210,44 @@ def test_what_makes_no_sense_is_refused(arguments, message):
 
 
 def test_a_network_is_made_aware_once():
+    rounded = kd.compress.quantize_aware(conv(), activations=None)
+    with pytest.raises(ValueError, match="RoundedWeight already"):
+        kd.compress.quantize_aware(rounded, images()[0], weights=4)
     aware = kd.compress.quantize_aware(conv(), images()[0])
     with pytest.raises(ValueError, match="quantisation-aware already"):
         kd.compress.quantize_aware(aware, images()[0])
     assert aware.output_shape == (None, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (layers.ReLU(4.0, name="act"), ["conv", "act"]),
+        (layers.ReLU(negative_slope=0.1, name="act"), ["conv", "act"]),
+        (layers.ReLU(6.0, name="act"), ["act"]),
+    ],
+)
+def test_only_a_plain_relu_is_taken_along_by_a_convolution(layer, expected):
+    inputs = keras.Input((8, 8, 1), name="x")
+    h = layer(layers.Conv2D(2, 3, name="conv")(inputs))
+    network = keras.Model(inputs, layers.Dense(3, name="head")(layers.Flatten()(h)))
+    assert list(places(network, images()[0])) == ["x", *expected, "head"]
+
+
+def test_an_activation_that_stands_apart_in_the_file_does_so_in_training():
+    inputs = keras.Input((8, 8, 1), name="x")
+    h = layers.Conv2DTranspose(2, 2, activation="relu", name="up")(inputs)
+    network = keras.Model(inputs, layers.Dense(3, "tanh", name="head")(layers.Flatten()(h)))
+    x, _ = images()
+    assert places(network, x) == {
+        "x": None,
+        "up_linear": None,
+        "up": None,
+        "head_linear": None,
+        "head": (-1.0, 127 / 128),
+    }
+    aware = kd.compress.quantize_aware(kd.compress.prune(network, 0.5), x)
+    assert [row["layer"] for row in kd.compress.summary(aware)] == ["up_linear", "head_linear"]
+    assert all(row["sparsity"] >= 0.5 for row in kd.compress.summary(aware))
+    difference = np.abs(array(aware(x)) - array(kd.compress.strip(aware)(x))).max()
+    assert difference < 0.05

@@ -119,7 +119,7 @@ def test_what_makes_no_sense_is_refused():
     shared = kd.compress.cluster(dense(8), 4)
     with pytest.raises(ValueError, match="prune, cluster, quantize_aware"):
         kd.compress.prune(shared, 0.5)
-    with pytest.raises(ValueError, match="clustered already"):
+    with pytest.raises(ValueError, match="Clusters already"):
         kd.compress.cluster(shared, 4)
 
 
@@ -227,3 +227,34 @@ def test_statistics_are_measured_on_any_kind_of_data_and_refuse_bad_ones():
         recalibrate(network, np.full((4, FEATURES), np.nan, "float32"))
     with pytest.raises(TypeError, match="Received: int"):
         recalibrate(network, 3)
+
+
+def test_layers_of_one_name_in_two_nested_networks_share_nothing():
+    parts = [
+        keras.Sequential([keras.Input((4,)), layers.Dense(4, name="dense")], name=name)
+        for name in ("first", "second")
+    ]
+    network = keras.Sequential([keras.Input((4,)), *parts])
+    shared = kd.compress.cluster(kd.compress.prune(network, 0.5), 3)
+    for part in parts:
+        before = array(part.get_layer("dense").kernel)
+        after = used(shared.get_layer(part.name), "dense")
+        kept = np.abs(before) >= np.sort(np.abs(before).ravel())[8]
+        np.testing.assert_array_equal(after != 0, kept)
+        assert np.abs(after - before)[kept].max() < np.ptp(before)
+
+
+def test_kernels_of_zeros_are_left_alone():
+    network = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(3), layers.Dense(2, kernel_initializer="zeros")]
+    )
+    rows = kd.compress.summary(kd.compress.cluster(network, 4))
+    assert [row["changes"] for row in rows] == [["Clusters"], []]
+
+
+def test_statistics_of_a_shared_normalisation_are_those_of_all_its_calls():
+    inputs = [keras.Input((2,)), keras.Input((2,))]
+    norm = layers.BatchNormalization()
+    network = keras.Model(inputs, layers.Add()([norm(each) for each in inputs]))
+    kd.compress.recalibrate_batchnorm(network, [np.zeros((4, 2)), np.full((4, 2), 10.0)])
+    np.testing.assert_allclose(array(norm.moving_mean), 5.0)

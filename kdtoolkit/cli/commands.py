@@ -131,4 +131,5 @@ def _lines(path):
         return None
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no file '{path}'. Check the path of --labels.")
-    return Path(path).read_text(encoding="utf-8").splitlines()
+    # An empty line at the end, which some editors leave, is no name.
+    return Path(path).read_text(encoding="utf-8").rstrip().splitlines()

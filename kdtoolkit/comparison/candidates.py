@@ -9,9 +9,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from kdtoolkit.compress import ActivationRange
 from kdtoolkit.export import LiteRTModel, litert
 from kdtoolkit.export.examples import collect, in_batches
 from kdtoolkit.export.graph import describe, is_tf_keras
+from kdtoolkit.taps import walk
 
 _BATCH = 256
 # Enough to see that the file computes what the model computes.
@@ -53,17 +55,26 @@ class Candidate:
             found = self._run_file(x) if self.model is None else self._run_model(x)
             return _checked(_chosen(found, output))
 
+    @property
+    def precision(self):
+        """Of the file that is made of a Keras model: the one that it was trained for."""
+        rounds = [layer for _, layer in walk(self.model) if isinstance(layer, ActivationRange)]
+        return "int8" if rounds else "float32"
+
     def shipped(self, folder, x):
         """Return the `.tflite` file that is measured, made in `folder` of a Keras model."""
         if self.path is not None:
             return self.path
         path = Path(folder, f"{len(os.listdir(folder))}.tflite")
         few = keras.tree.map_structure(lambda array: array[:_CHECKED], x)
-        with named(self.name, "It is measured as a float32 .tflite file, which could not be made"):
+        mode = self.precision
+        with named(self.name, f"It is measured as a {mode} .tflite file, which could not be made"):
             inputs = describe(self.model).inputs
             # A model may have been built for one batch size only.
             size = inputs[0].shape[0] or 1
-            litert(self.model, path, check_data=_fitting(few, inputs), batch_size=size)
+            mode = "int8" if mode == "int8" else None
+            checked = _fitting(few, inputs)
+            litert(self.model, path, quantize=mode, check_data=checked, batch_size=size)
         return path
 
     def _run_model(self, x):

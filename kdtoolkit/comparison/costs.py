@@ -14,6 +14,7 @@ import keras
 from kdtoolkit import export
 from kdtoolkit.comparison.candidates import named
 from kdtoolkit.comparison.counting import multiplications, stored_weights
+from kdtoolkit.export.graph import parameters_of
 
 ROUNDS = 5
 _PACKAGES = ("kdtoolkit", "keras", "tensorflow", "ai-edge-litert", "numpy")
@@ -33,7 +34,7 @@ def sizes(candidate, path):
         A dict: `parameters` (those of the Keras model, or the weights in a file given), `macs`,
         `bytes`, `gzip_bytes`, `sparsity`, `full_integer` and `batch_size`.
     """
-    parameters = None if candidate.model is None else candidate.model.count_params()
+    parameters = None if candidate.model is None else parameters_of(candidate.model)
     if path is None:
         return dict.fromkeys(_SIZES) | {"parameters": parameters}
     with named(candidate.name):

@@ -183,7 +183,7 @@ def _measured(one, costs):
         return "the file"
     if costs["bytes"] is None:
         return f"no file: the backend {keras.backend.backend()} can make none"
-    return "a float32 .tflite file made for this table, quality on the Keras model"
+    return f"a {one.precision} .tflite file made for this table, quality on the Keras model"
 
 
 def _setting(runs):

@@ -13,6 +13,7 @@ class WeightChange(keras.layers.Layer):
     Args:
         index: int, which of the layer's compressible weights it is. Names of layers inside may
             change when a model is loaded; their order doesn't.
+
     Attributes:
         rank: int, place in the order of changes: pruning 0, sharing 1, rounding 2.
         replaces: bool, whether the stored weight isn't read.
@@ -66,6 +67,11 @@ class Compressed(keras.layers.Layer):
         self.supports_masking = layer.supports_masking
 
     @property
+    def bookkeeping(self):
+        """Variables that are no weights of the network: masks, tables."""
+        return [variable for change in self.changes for variable in change.variables]
+
+    @property
     def stands_for(self):
         """The layer whose inner paths are this one's."""
         return self.layer
@@ -90,20 +96,19 @@ class Compressed(keras.layers.Layer):
                 variable.assign(new)
         return outputs
 
+    def compute_output_spec(self, *args, **kwargs):
+        return self.layer.compute_output_spec(*args, **kwargs)
+
     def compute_mask(self, inputs, previous_mask):
         return self.layer.compute_mask(inputs, previous_mask)
-
-    def changes_of(self, index):
-        """The changes of one of the layer's weights, in order."""
-        return [change for change in self.changes if change.index == index]
 
     def used(self):
         """`{path: array}` of all compressible weights as the layer computes with them."""
         found = {}
         for index, (path, weight) in enumerate(weights_of(self.layer).items()):
             value = ops.convert_to_tensor(weight.variable, "float32")
-            for change in self.changes_of(index):
-                value = change(value)
+            for change in self.changes:
+                value = change(value) if change.index == index else value
             found[path] = ops.convert_to_numpy(value)
         return found
 

@@ -1,5 +1,8 @@
 """Which channels of a graph belong together: what is removed in one place must go in all."""
 
+import numbers
+
+import keras
 import numpy as np
 from keras import layers
 
@@ -79,7 +82,10 @@ class Channels:
         self._kept.update(ids.tolist())
 
     def _tie(self, first, other):
-        self._parent[self.roots(other)] = self.roots(first)
+        # One by one: the same channel may stand in several places of both.
+        for one, another in zip(first.tolist(), other.tolist(), strict=True):
+            one, another = self.roots([one])[0], self.roots([another])[0]
+            self._parent[another] = one
 
     def _follow(self, call):
         read = [self.of[id(tensor)] for tensor in call.inputs]
@@ -114,6 +120,11 @@ class Channels:
 
     def _without_weights(self, call, read):
         kind = type(call.operation).__name__
+        given = keras.tree.flatten((call.args, call.kwargs))
+        plain_numbers = (keras.KerasTensor, numbers.Number, str, type(None))
+        ours = type(call.operation).__module__.startswith("keras.")
+        if not ours or not all(isinstance(value, plain_numbers) for value in given):
+            return None
         shapes = [tensor.shape for tensor in call.inputs]
         if kind == "Flatten" and None not in shapes[0][1:]:
             return np.tile(read[0], int(np.prod(shapes[0][1:-1], dtype=int)))
@@ -124,16 +135,23 @@ class Channels:
                 self._tie(read[0], other)
             return read[0]
         one = kind.startswith(_ALONE) and len(read) == 1
-        # A softmax looks at all channels at once.
-        activation = getattr(getattr(call.operation, "activation", None), "__name__", "")
-        return read[0] if one and "softmax" not in activation else None
+        return read[0] if one and _each_alone(call.operation) else None
+
+
+def _each_alone(operation):
+    """Whether an activation treats every channel alone: a softmax looks at all at once."""
+    function = getattr(operation, "activation", None)
+    return function is None or getattr(function, "__name__", "softmax") not in (
+        "softmax",
+        "log_softmax",
+        "sparsemax",
+    )
 
 
 def is_producer(operation):
     """Whether the filters of a layer are channels of their own."""
     kinds = isinstance(operation, (*_DENSE, *_TRANSPOSED))
-    activation = getattr(getattr(operation, "activation", None), "__name__", "")
-    return kinds and getattr(operation, "groups", 1) == 1 and "softmax" not in activation
+    return kinds and getattr(operation, "groups", 1) == 1 and _each_alone(operation)
 
 
 def is_vector(operation):

@@ -5,7 +5,7 @@ from keras import ops
 
 from kdtoolkit.compress.changed import WeightChange
 from kdtoolkit.compress.folding import fold_batchnorm
-from kdtoolkit.compress.wrapping import compressed_layers, with_changes
+from kdtoolkit.compress.wrapping import compressed_layers, values_of, with_changes
 from kdtoolkit.optional import require
 from kdtoolkit.registry import public
 
@@ -133,17 +133,16 @@ def cluster(model, clusters=16, *, gradient="mean", layers=None, fold=True):
     if gradient not in GRADIENTS:
         raise ValueError(f"`gradient` must be one of {GRADIENTS}. Received: {gradient!r}")
     require("sklearn.cluster", "kdtoolkit.compress.cluster", "compress")
-    if any(isinstance(c, Clusters) for layer in compressed_layers(model) for c in layer.changes):
-        raise ValueError(f"'{model.name}' is clustered already. kd.compress.strip it first")
     model = fold_batchnorm(model) if fold else model
-    known = {layer.name: layer.used() for layer in compressed_layers(model)}
     first = {}
 
     def make(layer, index, path, weight):
-        value = known.get(layer.name, {}).get(path)
-        value = ops.convert_to_numpy(weight.variable) if value is None else value
+        value = values_of(layer)[path]
         if not np.isfinite(value).all():
             raise ValueError(f"Weights must be finite. Received: NaN in {layer.name}/{path}")
+        if not value.any():
+            # One value it has, and nothing to share.
+            return None
         zero = bool((value == 0).any())
         means = _first_means(value[value != 0] if zero else value, clusters - zero)
         change = Clusters(index, len(means), zero, gradient)

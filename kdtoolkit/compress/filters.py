@@ -26,9 +26,9 @@ def prune_filters(model, share, *, multiple_of=1, layers=None):
         sum over the group's filters at this channel of  sum |w|
 
     What a concatenation or a flattening makes of channels is followed. Whole stay: what the network
-    reads and returns, layers that run several times, and everything around operations that
-    look at all channels (attention, layer normalisation, reshapes, softmax), in nested models, or
-    that are custom.
+    reads and returns, layers that run several times, and everything around operations that look at
+    all channels (attention, layer normalisation, reshapes, softmax), separable convolutions, nested
+    models and custom layers.
 
     Source: Li et al., "Pruning Filters for Efficient ConvNets" (2017), arXiv:1608.08710: the L1
     norm and tied shortcuts. There, the shortcut's filters alone decide for a group; here all of its
@@ -105,8 +105,15 @@ def _weakest(channels, calls, share, multiple_of):
     stay = max(roots.size - rounded(share * roots.size), 1)
     count = roots.size - min(math.ceil(stay / multiple_of) * multiple_of, roots.size)
     order = np.argsort([scores[root] for root in free.tolist()], kind="stable")
-    # One channel at least stays, also where all could go.
-    return free[order[: min(count, roots.size - 1)]].tolist()
+    # One filter at least stays of every layer.
+    left = [set(channels.roots(channels.of[id(call.outputs[0])]).tolist()) for call in calls]
+    gone = []
+    for root in free[order].tolist():
+        if len(gone) < count and all(own != {root} for own in left):
+            gone.append(root)
+            for own in left:
+                own.discard(root)
+    return gone
 
 
 def _norms(layer):

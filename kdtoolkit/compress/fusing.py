@@ -69,12 +69,25 @@ def _kind(operation):
 def _activation(operation):
     """Name of the activation that a layer or operation ends with."""
     layer = plain(operation)
-    named = {"ReLU": "relu", "Relu": "relu", "Relu6": "relu6", "Softmax": "softmax"}
+    if isinstance(layer, layers.ReLU):
+        plain_relu = layer.max_value in (None, 6) and not (layer.negative_slope or layer.threshold)
+        return "relu" if plain_relu else "other"
+    named = {"Relu": "relu", "Relu6": "relu6", "Softmax": "softmax"}
     named |= {"Sigmoid": "sigmoid", "Tanh": "tanh", "Silu": "silu", "Gelu": "gelu"}
     if _kind(layer) in named:
         return named[_kind(layer)]
     function = getattr(layer, "activation", None)
-    return getattr(function, "__name__", "linear") if callable(function) else "linear"
+    # A layer may be an activation too, and has no such name.
+    return getattr(function, "__name__", "other") if callable(function) else "linear"
+
+
+def takes_apart(operation):
+    """Whether a layer's own activation needs a range in front of it in the file."""
+    layer = plain(operation)
+    if not isinstance(layer, _KNOWN) or isinstance(layer, layers.Embedding):
+        return False
+    fused = _activation(layer) in ("relu", "relu6") and _kind(layer) in _TAKES_RELU
+    return _activation(layer) != "linear" and not fused
 
 
 def passes(operation):

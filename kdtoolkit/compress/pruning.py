@@ -1,5 +1,7 @@
 """Magnitude pruning, at once or little by little."""
 
+import math
+import numbers
 import warnings
 
 import keras
@@ -63,14 +65,15 @@ def prune(model, sparsity, *, scope="layer", pattern=None, layers=None):
     _check_sparsity(sparsity, pattern)
     if scope not in SCOPES:
         raise ValueError(f"`scope` must be one of {SCOPES}. Received: {scope!r}")
-    misfits = []
+    misfits, made = [], []
 
     def make(layer, index, path, weight):
         axis = weight.input_axis
         if pattern and (axis is None or weight.variable.shape[axis] % pattern[1]):
             misfits.append(f"{layer.name}/{path} {tuple(weight.variable.shape)}")
             return None
-        return Mask(index, scope, pattern, axis if pattern else None)
+        made.append(Mask(index, scope, pattern, axis if pattern else None))
+        return made[-1]
 
     pruned = with_changes(model, make, layers)
     if misfits:
@@ -78,12 +81,13 @@ def prune(model, sparsity, *, scope="layer", pattern=None, layers=None):
             f"The pattern {pattern} needs kernels whose input channels are a multiple of "
             f"{pattern[1]}. Received: {', '.join(misfits)}. Leave these out with `layers`"
         )
-    update_masks(pruned, sparsity)
+    own = set(map(id, made))
+    update_masks([found for found in masks_of(pruned) if id(found[2]) in own], sparsity)
     return pruned
 
 
 def _check_sparsity(sparsity, pattern):
-    if not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
+    if not isinstance(sparsity, numbers.Real) or not 0 <= sparsity < 1:
         raise ValueError(f"`sparsity` must be at least 0 and below 1. Received: {sparsity!r}")
     if pattern is None:
         return
@@ -114,9 +118,8 @@ def masks_of(model):
     return found
 
 
-def update_masks(model, sparsity):
-    """Set all masks of a network to a sparsity, by the weights of this moment."""
-    found = masks_of(model)
+def update_masks(found, sparsity):
+    """Set masks, as `masks_of` gives them, to a sparsity, by the weights of this moment."""
     for _, _, mask, size in found:
         if mask.pattern is not None:
             mask.mask.assign(pattern_kept(size, mask.pattern, mask.axis, sparsity))
@@ -183,8 +186,13 @@ class GradualPruning(keras.callbacks.Callback):
             raise ValueError(
                 f"'{network.name}' has no masks. Make it with kd.compress.prune(network, 0) first"
             )
-        for pattern in {mask.pattern for _, _, mask, _ in found}:
-            _check_sparsity(sparsity, pattern)
+        for layer, _, mask, _ in found:
+            _check_sparsity(sparsity, mask.pattern)
+            if any(change.replaces for change in layer.changes if change.index == mask.index):
+                raise ValueError(
+                    f"'{layer.name}' has shared weights, which masks don't reach any more. Prune "
+                    "before kd.compress.cluster"
+                )
         if not 0 <= initial <= sparsity:
             raise ValueError(
                 f"`initial` must lie between 0 and `sparsity`. Received: {initial!r}, {sparsity!r}"
@@ -197,7 +205,9 @@ class GradualPruning(keras.callbacks.Callback):
         self.network = network
         self.sparsity, self.initial, self.power = sparsity, initial, power
         self.begin_step, self.end_step, self.every = begin_step, end_step, every
-        self._step = self._next = 0
+        self._begun = self._step = 0
+        self._next = None
+        self._steps_per_update = 1
 
     def sparsity_at(self, step):
         """The sparsity of the schedule at a step of the optimizer, 0 to 1."""
@@ -206,30 +216,44 @@ class GradualPruning(keras.callbacks.Callback):
         done = min((step - self.begin_step) / (self.end_step - self.begin_step), 1.0)
         return self.sparsity + (self.initial - self.sparsity) * (1.0 - done) ** self.power
 
-    def on_train_begin(self, logs=None):
-        optimizer = getattr(self.model, "optimizer", None)
-        self._step = 0 if optimizer is None else int(optimizer.iterations)
-        self._next = max(self.begin_step, self._step)
-        self._batch = -1
-
     def on_epoch_begin(self, epoch, logs=None):
-        self._batch = -1
+        # Here, what resumes a run has put the optimizer back. Looking at `model` makes JAX write
+        # the state of the last step into the variables.
+        optimizer = getattr(self.model, "optimizer", None)
+        self._steps_per_update = getattr(optimizer, "gradient_accumulation_steps", None) or 1
+        count = 0 if optimizer is None else optimizer.iterations
+        before, self._step = self._step, int(keras.ops.convert_to_numpy(count))
+        self._begun = self._step
+        if self._next is None or self._step != before:
+            self._next = max(self.begin_step, self._step)
+        # Masks are weights: whoever puts older weights back puts older masks back.
+        if self._step >= self.end_step and self._missing():
+            self._next = self._step
 
     def on_train_batch_end(self, batch, logs=None):
         # Several steps may run in one execution; `batch` is the last of them.
-        self._step += batch - self._batch
-        self._batch = batch
-        if self._next is not None and self._step >= self._next:
-            # Looking at `model` makes JAX write the state of the last step into the variables.
+        self._step = self._begun + (batch + 1) // self._steps_per_update
+        if self._step >= self._next:
             _ = self.model
-            update_masks(self.network, self.sparsity_at(self._step))
-            ended = self._step >= self.end_step
-            self._next = None if ended else min(self._step + self.every, self.end_step)
+            update_masks(masks_of(self.network), self.sparsity_at(self._step))
+            due = min(self._step + self.every, self.end_step)
+            self._next = due if self._step < self.end_step else math.inf
 
     def on_train_end(self, logs=None):
-        if self._step < self.end_step:
+        _ = self.model
+        if missing := self._missing():
             warnings.warn(
-                f"Training ended at step {self._step}, before `end_step`, {self.end_step}: "
-                f"'{self.network.name}' isn't pruned to {self.sparsity:g}",
+                f"'{self.network.name}' is pruned to {missing} and not to {self.sparsity:g}: "
+                f"training ended at step {self._step}, `end_step` is {self.end_step}, or weights "
+                "from before were put back",
                 stacklevel=2,
             )
+
+    def _missing(self):
+        """The share pruned where it is less than asked, as a string, else None."""
+        masks = [keras.ops.convert_to_numpy(mask.mask) for _, _, mask, _ in masks_of(self.network)]
+        pruned = [~mask for mask in masks]
+        share = sum(int(mask.sum()) for mask in pruned) / sum(mask.size for mask in pruned)
+        # Each kernel may be half a weight short.
+        short = self.sparsity - 0.5 * len(masks) / sum(mask.size for mask in masks)
+        return f"{share:.3f}" if share < short - 1e-9 else None

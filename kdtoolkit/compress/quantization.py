@@ -6,12 +6,13 @@ import warnings
 import keras
 
 from kdtoolkit.compress.batches import run_on
+from kdtoolkit.compress.changed import Compressed
 from kdtoolkit.compress.clusters import Clusters
 from kdtoolkit.compress.folding import fold_batchnorm
-from kdtoolkit.compress.fusing import has_inner_steps, range_behind, recurrent
+from kdtoolkit.compress.fusing import has_inner_steps, range_behind, recurrent, takes_apart
 from kdtoolkit.compress.ranges import ActivationRange, RoundedWeight
 from kdtoolkit.compress.rebuilding import transform
-from kdtoolkit.compress.wrapping import compressed_layers, layers_of, plain, with_changes
+from kdtoolkit.compress.wrapping import layers_of, plain, with_changes
 
 MAX_EXAMPLES = 512
 _BATCH = 64
@@ -32,8 +33,11 @@ def quantize_aware(model, data=None, *, weights=8, activations=8, momentum=0.99,
     grid, for `quantize="weight_only_int8"` or `"weight_only_int4"`. This serves every
     architecture.
 
+    A layer whose own activation LiteRT computes apart (`Dense(10, "softmax")`) becomes two: the
+    activation has the layer's name, the rest `_linear` behind it.
+
     Masks of `prune` stay exact, since zero is on every grid. Kernels of `cluster` are rounded per
-    tensor, so that the file has no more values than the network.
+    tensor, so that the file has no more values than the network, but for layers named below.
 
     Source: Jacob et al. (2018), arXiv:1712.05877, with batch normalisation folded before training
     and not in it: no statistics of batches, and what training sees is what the file computes.
@@ -77,16 +81,15 @@ def quantize_aware(model, data=None, *, weights=8, activations=8, momentum=0.99,
     folded = fold_batchnorm(model)
     if activations:
         _announce(folded)
-    clustered = {layer.name for layer in compressed_layers(folded) if _clustered(layer)}
 
     def make(layer, index, path, weight):
-        return RoundedWeight(index, weights, _own_scales(layer, weight, clustered))
+        return RoundedWeight(index, weights, _own_scales(layer, weight))
 
     rounded = with_changes(folded, make, layers)
     if not activations:
         return rounded
     used = set()
-    aware = transform(rounded, lambda graph: _rounding(graph, activations, momentum, used))
+    aware = transform(rounded, lambda graph: _Rounding(graph, activations, momentum, used))
     calibrate(aware, data)
     return aware
 
@@ -106,14 +109,10 @@ def _check(model, data, weights, activations, momentum):
         )
 
 
-def _clustered(layer):
-    return any(isinstance(change, Clusters) for change in layer.changes)
-
-
-def _own_scales(layer, weight, clustered):
+def _own_scales(layer, weight):
     """How many axes at the end of a weight have a scale of their own in LiteRT."""
-    rank = len(weight.variable.shape)
-    if layer.name in clustered or weight.owner is not layer or rank != 4:
+    clustered = any(isinstance(change, Clusters) for change in getattr(layer, "changes", ()))
+    if clustered or weight.owner is not plain(layer) or len(weight.variable.shape) != 4:
         return 0
     return {"conv": 1, "depthwise": 2}.get(weight.kind, 0)
 
@@ -147,43 +146,63 @@ def _announce(model):
         )
 
 
-def _rounding(graph, bits, momentum, used):
-    """The function that runs the calls of one graph with ranges between them."""
-    inputs = {id(tensor) for call in graph.calls for tensor in call.inputs}
-    inputs -= {id(tensor) for call in graph.calls for tensor in call.outputs}
-    entries = {}
+class _Rounding:
+    """Runs the calls of one graph with ranges between them.
 
-    def rounds(tensor, name, fixed=None):
-        while f"{name}_range" in used:
-            name += "_again"
-        used.add(f"{name}_range")
-        return ActivationRange(bits, momentum, fixed, name=f"{name}_range")(tensor)
+    Args:
+        graph: a `Graph`.
+        bits, momentum: of the ranges.
+        used: set of the names that ranges have already, in other graphs too.
+    """
 
-    def entry(old, new):
-        # Each input is rounded once, whoever reads it. Indices of embeddings aren't rounded.
-        if id(old) in inputs and "float" in old.dtype:
-            entries.setdefault(id(old), None)
-            if entries[id(old)] is None:
-                entries[id(old)] = rounds(new, old.name)
-            return entries[id(old)]
-        return new
+    def __init__(self, graph, bits, momentum, used):
+        self._graph = graph
+        self._bits, self._momentum, self._used = bits, momentum, used
+        self._entries, self._parts = {}, {}
 
-    def run(call, args, kwargs):
-        args, kwargs = _entered(call, args, kwargs, entry)
-        output = call.operation(*args, **kwargs)
-        found = range_behind(graph, call)
+    def __call__(self, call, args, kwargs):
+        args, kwargs = keras.tree.map_structure(
+            self._entered, (call.args, call.kwargs), (args, kwargs)
+        )
+        operation = call.operation
+        if takes_apart(operation):
+            linear, operation = self._apart(operation)
+            args, kwargs = (self._rounds(linear(*args, **kwargs), linear.name),), {}
+        output = operation(*args, **kwargs)
+        found = range_behind(self._graph, call)
         if found is None:
             return output
-        return rounds(output, call.operation.name, None if found == "learned" else found)
+        return self._rounds(output, operation.name, None if found == "learned" else found)
 
-    return run
+    def _apart(self, operation):
+        """A layer without its activation, and that as a layer with its name."""
+        if id(operation) not in self._parts:
+            layer = plain(operation)
+            name = f"{layer.name}_linear"
+            config = {**layer.get_config(), "activation": "linear", "name": name}
+            linear = type(layer).from_config(config)
+            linear.build_from_config(layer.get_build_config())
+            linear.set_weights(layer.get_weights())
+            if operation is not layer:
+                linear = Compressed(linear, operation.changes).prepare()
+            activation = keras.layers.Activation(layer.activation, name=layer.name)
+            self._parts[id(operation)] = linear, activation
+        return self._parts[id(operation)]
 
+    def _entered(self, old, new):
+        """An input of the graph is rounded once, whoever reads it; indices aren't."""
+        entry = isinstance(old, keras.KerasTensor) and self._graph.producer(old) is None
+        if not entry or "float" not in old.dtype:
+            return new
+        if id(old) not in self._entries:
+            self._entries[id(old)] = self._rounds(new, old.name)
+        return self._entries[id(old)]
 
-def _entered(call, args, kwargs, entry):
-    def each(old, new):
-        return entry(old, new) if isinstance(old, keras.KerasTensor) else new
-
-    return keras.tree.map_structure(each, (call.args, call.kwargs), (args, kwargs))
+    def _rounds(self, tensor, name, fixed=None):
+        while f"{name}_range" in self._used:
+            name += "_again"
+        self._used.add(f"{name}_range")
+        return ActivationRange(self._bits, self._momentum, fixed, name=f"{name}_range")(tensor)
 
 
 def calibrate(model, data):

@@ -106,6 +106,14 @@ class ActivationRange(keras.layers.Layer):
         high = ops.maximum(high, low + 1e-6)
         return keras.quantizers.fake_quant_with_min_max_vars(inputs, low, high, num_bits=self.bits)
 
+    @property
+    def bookkeeping(self):
+        """Variables that are no weights of the network: the range."""
+        return self.variables
+
+    def compute_output_spec(self, inputs, training=False):
+        return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+
     def _follow(self, inputs):
         values = ops.stop_gradient(ops.cast(inputs, "float32"))
         # While it observes, the widest counts. Zero is always inside: padding needs it.

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from kdtoolkit.inner import anew, plain_graph
+from kdtoolkit.taps import walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +84,6 @@ class Graph:
         consumers = self._consumers.get(id(tensor), [])
         return consumers[0] if len(consumers) == 1 and id(tensor) not in self._ends else None
 
-    def ends(self, tensor):
-        """Whether the model returns a tensor."""
-        return id(tensor) in self._ends
-
     def rebuild(self, run):
         """A functional model of the same name from other calls.
 
@@ -119,6 +116,10 @@ def copy_of(model):
     graph_of(model)
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
+    for _, layer in walk(copy):
+        if isinstance(layer, keras.layers.Normalization):
+            # What it computes with is made of its weights, and it isn't told that they are new.
+            layer.finalize_state()
     return copy
 
 

@@ -44,17 +44,15 @@ def recalibrate_batchnorm(model, data, *, batch_size=64, batches=100):
     if not norms:
         return 0
     before = [(layer, layer.momentum, layer.trainable) for layer in norms]
-    runs = 0
+    runs = dict.fromkeys(map(id, norms), 0)
 
     def measure(batch):
-        nonlocal runs
-        for layer in norms:
-            # From weight 1, 1/2, 1/3, ... a running average becomes the mean of all.
-            layer.momentum = runs / (runs + 1)
         model(batch, training=False)
-        runs += 1
 
     def in_training(layer, call, *args, **kwargs):
+        # From weight 1, 1/2, 1/3, ... a running average becomes the mean of all calls.
+        layer.momentum = runs[id(layer)] / (runs[id(layer)] + 1)
+        runs[id(layer)] += 1
         return call(*args, **{**kwargs, "training": True})
 
     try:

@@ -6,7 +6,7 @@ from kdtoolkit.compress.changed import Compressed
 from kdtoolkit.compress.ranges import ActivationRange
 from kdtoolkit.compress.rebuilding import copy_of, transform
 from kdtoolkit.compress.weights import weights_of
-from kdtoolkit.compress.wrapping import holders
+from kdtoolkit.compress.wrapping import holders, values_of
 
 
 def strip(model):
@@ -75,8 +75,8 @@ def summary(model):
     """
     rows = []
     for layer in holders(model):
-        compressed = layer if isinstance(layer, Compressed) else Compressed(layer, [])
-        for index, (path, value) in enumerate(compressed.used().items()):
+        changes = layer.changes if isinstance(layer, Compressed) else []
+        for index, (path, value) in enumerate(values_of(layer).items()):
             rows.append(
                 {
                     "layer": layer.name,
@@ -85,7 +85,7 @@ def summary(model):
                     "size": value.size,
                     "sparsity": float((value == 0).mean()),
                     "distinct": int(np.unique(value).size),
-                    "changes": [type(c).__name__ for c in compressed.changes_of(index)],
+                    "changes": [type(c).__name__ for c in changes if c.index == index],
                 }
             )
     return rows

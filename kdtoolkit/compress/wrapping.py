@@ -54,7 +54,8 @@ def with_changes(model, make, layers=None):
 
     Args:
         model: functional or sequential `keras.Model`, compressed already or not.
-        make: function `(layer, index, path, Weight)` that gives a `WeightChange` or None.
+        make: function `(layer, index, path, Weight)` that gives a `WeightChange` or None; `layer`
+            may be a `Compressed` one.
         layers: as in `chosen`.
     """
     wanted = chosen(model, layers)
@@ -64,7 +65,7 @@ def with_changes(model, make, layers=None):
         if not wanted(layer):
             return layer
         inner = plain(layer)
-        changes = [make(inner, *numbered) for numbered in _numbered(inner)]
+        changes = [make(layer, *numbered) for numbered in _numbered(inner)]
         changes = [change for change in changes if change is not None]
         if not changes:
             return layer
@@ -83,7 +84,13 @@ def with_changes(model, make, layers=None):
 
 
 def _check_order(layer, before, changes):
-    later = [old for old in before for new in changes if old.rank > new.rank]
+    later = [
+        old
+        for old in before
+        for new in changes
+        # A second mask goes behind the first; all else is done once.
+        if old.rank > new.rank or old.rank == new.rank > 0
+    ]
     if later:
         raise ValueError(
             "Compression goes in this order: prune, cluster, quantize_aware, so that each keeps "
@@ -95,6 +102,11 @@ def _check_order(layer, before, changes):
 def _numbered(layer):
     for index, (path, weight) in enumerate(weights_of(layer).items()):
         yield index, path, weight
+
+
+def values_of(layer):
+    """`{path: array}` of a layer's compressible weights, as it computes with them."""
+    return (layer if isinstance(layer, Compressed) else Compressed(layer, [])).used()
 
 
 def compressed_layers(model):

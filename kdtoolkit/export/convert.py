@@ -12,6 +12,7 @@ from kdtoolkit.export.examples import shows_progress
 from kdtoolkit.export.graph import is_tf_keras
 from kdtoolkit.export.names import layer_path
 from kdtoolkit.export.prepare import quantizable_layer_normalization
+from kdtoolkit.export.summary import op_counts, parse
 
 # The name that TensorFlow gives to the only endpoint of a converted model.
 SIGNATURE = "serving_default"
@@ -85,7 +86,6 @@ def save_graph(graph, folder):
         saved = SavedGraph(folder, graph.model.name, {})
         raise ValueError(_conversion_message(saved, error, log.text)) from error
     saved = SavedGraph(folder, graph.model.name, _layers_by_op(folder, graph.model))
-    _refuse_random(saved)
     return saved
 
 
@@ -104,7 +104,15 @@ def to_float(saved):
     Raises:
         ValueError: If the model cannot be expressed in built-in operations.
     """
-    return _convert(saved, _converter(saved))
+    try:
+        content = _convert(saved, _converter(saved))
+    except ValueError:
+        _refuse_random(saved)
+        raise
+    # Dropout that only training runs leaves nothing behind.
+    if any("RANDOM" in name or "MULTINOMIAL" in name for name in op_counts(parse(content))):
+        _refuse_random(saved)
+    return content
 
 
 def to_trained_int8(saved, io_dtype="float32", calibration=None):

@@ -1,6 +1,7 @@
 """What goes in and out of a Keras model, by name."""
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import keras
 import numpy as np
 
 from kdtoolkit.export.examples import TensorInfo
+from kdtoolkit.taps import walk
 
 
 @dataclass(frozen=True)
@@ -197,3 +199,9 @@ def _fixed(info, batch_size, array):
         )
     dtype = info.dtype or ("float32" if array is None else np.dtype(array.dtype).name)
     return TensorInfo(info.name, shape, dtype)
+
+
+def parameters_of(model):
+    """Count the weights of a model, without what compression keeps beside them, such as masks."""
+    beside = [v for _, layer in walk(model) for v in getattr(layer, "bookkeeping", ())]
+    return model.count_params() - sum(math.prod(variable.shape) for variable in beside)

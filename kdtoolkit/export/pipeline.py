@@ -7,7 +7,7 @@ from pathlib import Path
 from kdtoolkit.export.convert import save_graph, to_float, to_trained_int8
 from kdtoolkit.export.engines import require
 from kdtoolkit.export.examples import Batches, batches, collect, random_examples
-from kdtoolkit.export.graph import describe
+from kdtoolkit.export.graph import describe, parameters_of
 from kdtoolkit.export.limits import ExportMismatchError, check_limits
 from kdtoolkit.export.metadata import check_metadata, with_metadata
 from kdtoolkit.export.plan import plan_for
@@ -274,7 +274,7 @@ def _report(target, draft, quantize, model, difference, timing):
     return ExportReport(
         path=str(target),
         quantize=quantize,
-        parameters=model.count_params(),
+        parameters=parameters_of(model),
         examples=difference.examples,
         max_difference=difference.max_difference,
         mean_difference=difference.mean_difference,

@@ -1,8 +1,8 @@
 """Compression with and without a teacher: what is lost, and what the teacher wins back.
 
-    python experiments/compression.py digits          # a first look, without a download
-    python experiments/compression.py superclasses    # CIFAR-100's 20 groups, 16x16: an hour
-    python experiments/compression.py cifar100        # ResNet-56 to ResNet-20: days
+    python experiments/compressing.py digits          # a first look, without a download
+    python experiments/compressing.py superclasses    # CIFAR-100's 20 groups, 16x16: an hour
+    python experiments/compressing.py cifar100        # ResNet-56 to ResNet-20: days
 
 A network is trained from labels, then compressed in one way, and trained on for a few epochs: once
 from labels alone ("labels"), once with Hinton's distillation at T = 4 ("teacher"), 0.9 of it to 0.1
@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
-import compression_report
+import compressing_report
 import keras
 import losses
 
@@ -37,14 +37,10 @@ from kdtoolkit.files import draft_of
 PRESETS = {
     "digits": {
         **losses.PRESETS["digits"],
-        "seeds": 5,
-        "teacher": "convnet-16-32-64",
-        "student": "resnet8-4",
-        "teacher_train": None,
+        "student": "resnet8-8",
         "max_train": None,
-        "epochs": 60,
         "tune_epochs": 30,
-        "tune_rate": 1e-3,
+        "tune_rate": 3e-3,
     },
     "superclasses": {
         **losses.PRESETS["superclasses"],
@@ -238,7 +234,7 @@ def main(arguments=None):
     teacher = losses.teacher_of(options)
     losses.train_all(options, path_of, lambda method, seed: run(options, method, seed, teacher))
     if options.report:
-        compression_report.write(options, losses.rows_of(options, path_of))
+        compressing_report.write(options, losses.rows_of(options, path_of))
 
 
 def parse(arguments):

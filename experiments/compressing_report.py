@@ -1,4 +1,4 @@
-"""The results of `experiments/compression.py`: a table, what the teacher won back, a picture."""
+"""The results of `experiments/compressing.py`: a table, what the teacher won back, a picture."""
 
 import rich
 from rich.table import Table
