@@ -170,3 +170,25 @@ def test_every_method_of_the_comparison_names_a_loss_that_exists(monkeypatch):
     names = [method.name for method in methods]
     assert len(set(names)) == len(names) > 30
     assert names[0] == "student alone"
+
+
+def test_compression_ends_in_rows_lines_and_a_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    compressing = importlib.import_module("compressing")
+    command = ["digits", "--ways", "pruned 75%, 16 clusters, QAT int8", "--seeds", "1"]
+    command += ["--student", "convnet-8-8", "--teacher", "convnet-2-4", "--max-train", "100"]
+    command += ["--epochs", "1", "--teacher-epochs", "1", "--tune-epochs", "3"]
+    command += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    compressing.main(command)
+    rows = read_csv(tmp_path / "out/compression_digits_runs.csv")
+    assert [(row["way"], row["teacher"]) for row in rows] == [
+        ("float", False),
+        ("pruned 75%, 16 clusters, QAT int8", False),
+        ("pruned 75%, 16 clusters, QAT int8", True),
+    ]
+    assert rows[1]["gzip_bytes"] < rows[0]["gzip_bytes"] and rows[1]["agreement"] > 0.9
+    (line,) = read_csv(tmp_path / "out/compression_digits_teacher.csv")
+    lost = rows[0]["test_accuracy"] - rows[1]["test_accuracy"]
+    assert line["lost_from_labels"] == pytest.approx(lost)
+    assert (tmp_path / "out/compression_digits.png").stat().st_size > 5_000
+    assert "pruned 75%" in capsys.readouterr().out

@@ -6,11 +6,9 @@ import keras
 import numpy as np
 from keras import layers
 
+from kdtoolkit.compress.weights import CONVOLUTIONS, DEPTHWISE, TRANSPOSED
 from kdtoolkit.inner import plain_graph
 
-_DENSE = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
-_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
-_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 #: Operations that treat every channel alike and alone, by the start of their class's name.
 _ALONE = (
     "Activation",
@@ -111,7 +109,7 @@ class Channels:
         if is_producer(operation):
             self.producers.append(call)
             return self._new(call.outputs[0].shape[-1])
-        if isinstance(operation, _DEPTHWISE):
+        if isinstance(operation, DEPTHWISE):
             return np.repeat(read[0], operation.depth_multiplier)
         if is_vector(operation):
             last = operation.axis in (-1, len(call.inputs[0].shape) - 1)
@@ -150,7 +148,7 @@ def _each_alone(operation):
 
 def is_producer(operation):
     """Whether the filters of a layer are channels of their own."""
-    kinds = isinstance(operation, (*_DENSE, *_TRANSPOSED))
+    kinds = isinstance(operation, (layers.Dense, *CONVOLUTIONS, *TRANSPOSED))
     return kinds and getattr(operation, "groups", 1) == 1 and _each_alone(operation)
 
 
@@ -171,9 +169,9 @@ def sliced(layer, values, before, behind):
     if is_vector(layer):
         return [value[behind] for value in values]
     kernel, *bias = values
-    if isinstance(layer, _DEPTHWISE):
+    if isinstance(layer, DEPTHWISE):
         kernel = kernel[..., before, :]
-    elif isinstance(layer, _TRANSPOSED):
+    elif isinstance(layer, TRANSPOSED):
         kernel = kernel[..., behind, :][..., before]
     else:
         kernel = kernel[..., before, :][..., behind]
@@ -190,4 +188,4 @@ def resized(layer, count):
 
 def has_slices(layer):
     """Whether `sliced` knows a layer."""
-    return is_producer(layer) or is_vector(layer) or isinstance(layer, _DEPTHWISE)
+    return is_producer(layer) or is_vector(layer) or isinstance(layer, DEPTHWISE)

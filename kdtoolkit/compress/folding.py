@@ -6,19 +6,10 @@ from keras import layers, ops
 from kdtoolkit.compress.changed import Compressed
 from kdtoolkit.compress.masks import Mask
 from kdtoolkit.compress.rebuilding import copy_of, transform
-from kdtoolkit.compress.weights import weights_of
+from kdtoolkit.compress.weights import CONVOLUTIONS, DEPTHWISE, TRANSPOSED, weights_of
 from kdtoolkit.compress.wrapping import plain
 
-_FOLDS = (
-    layers.Dense,
-    layers.Conv1D,
-    layers.Conv2D,
-    layers.Conv3D,
-    layers.DepthwiseConv1D,
-    layers.DepthwiseConv2D,
-    layers.Conv1DTranspose,
-    layers.Conv2DTranspose,
-)
+_FOLDS = (layers.Dense, *CONVOLUTIONS, *DEPTHWISE, *TRANSPOSED)
 
 
 def fold_batchnorm(model):

@@ -3,6 +3,7 @@
 import keras
 from keras import layers
 
+from kdtoolkit.compress.weights import CONVOLUTIONS, DEPTHWISE, TRANSPOSED
 from kdtoolkit.compress.wrapping import plain
 
 #: Outputs with the scale of the input: no arithmetic happens, or LiteRT demands it.
@@ -47,16 +48,8 @@ _INNER = (
     layers.SeparableConv2D,
 )
 _KNOWN = (
-    layers.Dense,
-    layers.EinsumDense,
-    layers.Conv1D,
-    layers.Conv2D,
-    layers.Conv3D,
-    layers.DepthwiseConv1D,
-    layers.DepthwiseConv2D,
-    layers.Conv1DTranspose,
-    layers.Conv2DTranspose,
-    layers.Embedding,
+    *(layers.Dense, layers.EinsumDense, layers.Embedding),
+    *(*CONVOLUTIONS, *DEPTHWISE, *TRANSPOSED),
 )
 _SIMPLE_ACTIVATIONS = {"linear", "relu", "relu6", "softmax", "sigmoid", "tanh"}
 

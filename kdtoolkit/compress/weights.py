@@ -8,9 +8,9 @@ from keras import layers
 
 from kdtoolkit.taps import walk
 
-_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
-_CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
-_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
+DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +43,11 @@ def _is_weight(variable):
 
 
 def _kind(owner, variable):
-    if isinstance(owner, _DEPTHWISE) or variable.name == "depthwise_kernel":
+    if isinstance(owner, DEPTHWISE) or variable.name == "depthwise_kernel":
         return "depthwise"
-    if isinstance(owner, _TRANSPOSED):
+    if isinstance(owner, TRANSPOSED):
         return "transposed"
-    if isinstance(owner, _CONVOLUTIONS) or variable.name == "pointwise_kernel":
+    if isinstance(owner, CONVOLUTIONS) or variable.name == "pointwise_kernel":
         return "conv"
     return "embedding" if isinstance(owner, layers.Embedding) else "dense"
 
