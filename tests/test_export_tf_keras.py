@@ -1,13 +1,13 @@
 """Models of tf_keras, which tensorflow-model-optimization works on, are exported as they are."""
 
-import importlib
+import importlib.util
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import kdtoolkit.export as export
 from kdtoolkit.export.graph import describe, is_tf_keras
+from kdtoolkit.tfmot import load
 from tests.test_export import normal, small_model
 
 tf_keras = pytest.importorskip("tf_keras")
@@ -18,13 +18,11 @@ layers = tf_keras.layers
 
 
 @pytest.fixture
-def tfmot(monkeypatch):
-    """The package, imported without its change of the environment."""
-    pytest.importorskip("tensorflow_model_optimization")
-    # Set by its import; `tf.keras` must be looked up before, or it becomes tf_keras for good.
-    assert tf.keras.Model
-    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "0")
-    return importlib.import_module("tensorflow_model_optimization")
+def tfmot():
+    """The package; its import would change the environment of all tests behind these."""
+    if importlib.util.find_spec("tensorflow_model_optimization") is None:
+        pytest.skip("tensorflow-model-optimization is not installed")
+    return load()
 
 
 def old_net():
