@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from kdtoolkit.taps import Tapped
+from kdtoolkit.taps import Tapped, walk
 
 
 def plain_graph(operation):
@@ -20,6 +20,15 @@ def plain_graph(operation):
     # A subclass may have inputs and yet do something else with them.
     follows = type(operation).call in (keras.Sequential.call, type(plain).call)
     return plain if follows else None
+
+
+def give_weights(source, target):
+    """Give a copy of a model the weights of the original."""
+    target.set_weights(source.get_weights())
+    for _, layer in walk(target):
+        if isinstance(layer, layers.Normalization):
+            # What it computes with is made of its weights, and it isn't told that they are new.
+            layer.finalize_state()
 
 
 def squashes(operation):

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from kdtoolkit import logits
 from kdtoolkit.evaluation import calibration
 
 BINS = 15
@@ -35,8 +36,7 @@ def log_probabilities(outputs, from_logits):
     if from_logits == "auto":
         from_logits = not nearly
     if from_logits:
-        shifted = outputs - outputs.max(axis=1, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), True
+        return logits.log_probabilities(outputs), True
     if outputs.min() < 0 or sums.min() <= 0:
         raise ValueError(
             "With from_logits=False it must return probabilities. Received: values from "

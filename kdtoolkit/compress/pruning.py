@@ -82,7 +82,7 @@ def prune(model, sparsity, *, scope="layer", pattern=None, layers=None):
             f"{pattern[1]}. Received: {', '.join(misfits)}. Leave these out with `layers`"
         )
     own = set(map(id, made))
-    update_masks([found for found in masks_of(pruned) if id(found[2]) in own], sparsity)
+    update_masks([found for found in masks_of(pruned) if id(found[1]) in own], sparsity)
     return pruned
 
 
@@ -102,31 +102,31 @@ def _check_sparsity(sparsity, pattern):
 
 
 def masks_of(model):
-    """`(layer, path, Mask, magnitudes)` of each masked weight; magnitudes are -1 where pruned."""
+    """`(layer, Mask, magnitudes)` of each masked weight; magnitudes are -1 where pruned."""
     found = []
     for layer in compressed_layers(model):
-        paths = list(weights_of(layer.layer).items())
+        weights = list(weights_of(layer.layer).values())
         masks = [change for change in layer.changes if isinstance(change, Mask)]
         # A second pruning puts its mask behind the first: the last one decides.
         for mask in {mask.index: mask for mask in masks}.values():
-            path, weight = paths[mask.index]
-            size = np.abs(keras.ops.convert_to_numpy(weight.variable)).astype("float64")
+            variable = weights[mask.index].variable
+            size = np.abs(keras.ops.convert_to_numpy(variable)).astype("float64")
             for other in masks:
                 if other.index == mask.index:
                     size[~keras.ops.convert_to_numpy(other.mask)] = -1.0
-            found.append((layer, path, mask, size))
+            found.append((layer, mask, size))
     return found
 
 
 def update_masks(found, sparsity):
     """Set masks, as `masks_of` gives them, to a sparsity, by the weights of this moment."""
-    for _, _, mask, size in found:
+    for _, mask, size in found:
         if mask.pattern is not None:
             mask.mask.assign(pattern_kept(size, mask.pattern, mask.axis, sparsity))
         elif mask.scope == "layer":
             mask.mask.assign(smallest_pruned([size], sparsity)[0])
     together = [
-        (mask, size) for _, _, mask, size in found if mask.scope == "global" and not mask.pattern
+        (mask, size) for _, mask, size in found if mask.scope == "global" and not mask.pattern
     ]
     if together:
         new = smallest_pruned([size for _, size in together], sparsity)
@@ -186,7 +186,7 @@ class GradualPruning(keras.callbacks.Callback):
             raise ValueError(
                 f"'{network.name}' has no masks. Make it with kd.compress.prune(network, 0) first"
             )
-        for layer, _, mask, _ in found:
+        for layer, mask, _ in found:
             _check_sparsity(sparsity, mask.pattern)
             if any(change.replaces for change in layer.changes if change.index == mask.index):
                 raise ValueError(
@@ -251,7 +251,7 @@ class GradualPruning(keras.callbacks.Callback):
 
     def _missing(self):
         """The share pruned where it is less than asked, as a string, else None."""
-        masks = [keras.ops.convert_to_numpy(mask.mask) for _, _, mask, _ in masks_of(self.network)]
+        masks = [keras.ops.convert_to_numpy(mask.mask) for _, mask, _ in masks_of(self.network)]
         pruned = [~mask for mask in masks]
         share = sum(int(mask.sum()) for mask in pruned) / sum(mask.size for mask in pruned)
         # Each kernel may be half a weight short.

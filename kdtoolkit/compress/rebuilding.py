@@ -5,8 +5,7 @@ from typing import Any
 
 import keras
 
-from kdtoolkit.inner import anew, plain_graph
-from kdtoolkit.taps import walk
+from kdtoolkit.inner import anew, give_weights, plain_graph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,11 +114,7 @@ def copy_of(model):
     """A model with layers and weights of its own."""
     graph_of(model)
     copy = keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
-    for _, layer in walk(copy):
-        if isinstance(layer, keras.layers.Normalization):
-            # What it computes with is made of its weights, and it isn't told that they are new.
-            layer.finalize_state()
+    give_weights(model, copy)
     return copy
 
 

@@ -5,7 +5,7 @@ import contextlib
 import keras
 
 from kdtoolkit.export.graph import describe, is_tf_keras
-from kdtoolkit.taps import walk
+from kdtoolkit.inner import give_weights
 
 _NOT_FLOAT32 = ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64")
 _LOOKUPS = {"StringLookup", "IntegerLookup", "TextVectorization", "Hashing", "HashedCrossing"}
@@ -116,11 +116,7 @@ def float32_copy(model):
     keras.config.set_dtype_policy("float32")
     try:
         copy = _clone(model)
-        copy.set_weights(model.get_weights())
-        for _, layer in walk(copy):
-            if isinstance(layer, keras.layers.Normalization):
-                # What it computes with is made of its weights, and it isn't told that they are new.
-                layer.finalize_state()
+        give_weights(model, copy)
     # User code runs in get_config, from_config and build, and may raise anything.
     except Exception as error:
         raise ValueError(
