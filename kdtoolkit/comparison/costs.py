@@ -3,7 +3,6 @@
 import datetime
 import os
 import platform
-import statistics
 import subprocess
 import sys
 from importlib import metadata
@@ -15,6 +14,7 @@ from kdtoolkit import export
 from kdtoolkit.comparison.candidates import named
 from kdtoolkit.comparison.counting import multiplications, stored_weights
 from kdtoolkit.export.graph import parameters_of
+from kdtoolkit.export.run import over_rounds
 
 ROUNDS = 5
 _PACKAGES = ("kdtoolkit", "keras", "tensorflow", "ai-edge-litert", "numpy")
@@ -71,12 +71,7 @@ def times(files, threads, runs):
             found[name, count].append(one)
     rows = {name: {} for name in files}
     for (name, count), rounds in found.items():
-        values = (
-            statistics.median(one.median_ms for one in rounds),
-            min(one.min_ms for one in rounds),
-            statistics.median(one.p95_ms for one in rounds),
-        )
-        rows[name] |= dict(zip(time_keys(count), values, strict=True))
+        rows[name] |= dict(zip(time_keys(count), over_rounds(rounds), strict=True))
     return rows
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import statistics
 import tempfile
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from kdtoolkit.export.examples import collect
 from kdtoolkit.export.graph import describe
 from kdtoolkit.export.pipeline import litert
 from kdtoolkit.export.prepare import check_model
-from kdtoolkit.export.run import LiteRTModel, check_threads, latency
+from kdtoolkit.export.run import LiteRTModel, check_threads, latency, over_rounds
 from kdtoolkit.export.verify import reference
 
 _ROUNDS = 5
@@ -125,13 +124,9 @@ def _in_turns(paths, num_threads, runs):
     for _ in range(_ROUNDS):
         for name, path in paths.items():
             found[name].append(latency(path, num_threads=num_threads, runs=runs))
+    keys = ("latency_ms", "latency_min_ms", "latency_p95_ms")
     return {
-        name: {
-            "latency_ms": statistics.median(one.median_ms for one in rounds),
-            "latency_min_ms": min(one.min_ms for one in rounds),
-            "latency_p95_ms": statistics.median(one.p95_ms for one in rounds),
-        }
-        for name, rounds in found.items()
+        name: dict(zip(keys, over_rounds(rounds), strict=True)) for name, rounds in found.items()
     }
 
 

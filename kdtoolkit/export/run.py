@@ -1,5 +1,6 @@
 """Run and time .tflite files with the LiteRT interpreter."""
 
+import statistics
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -168,6 +169,23 @@ def latency(path, *, num_threads=1, warmup=10, runs=50, seed=0):
     times = np.asarray(times[warmup:])
     p95 = float(np.percentile(times, 95))
     return Latency(float(np.median(times)), float(times.min()), p95, runs, num_threads)
+
+
+def over_rounds(rounds):
+    """Sum up timings of one file that were taken in turns with those of others.
+
+    Args:
+        rounds: List of `Latency`.
+
+    Returns:
+        A tuple: the median of the medians, the fastest run of all, the median of the 95th
+        percentiles, in milliseconds.
+    """
+    return (
+        statistics.median(one.median_ms for one in rounds),
+        min(one.min_ms for one in rounds),
+        statistics.median(one.p95_ms for one in rounds),
+    )
 
 
 def check_threads(num_threads):
