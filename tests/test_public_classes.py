@@ -103,8 +103,8 @@ def test_imports_go_one_way(path):
                 name
             )
         elif other in APART:
-            # Generations train on data sets; the rest knows only how ids and rows travel.
-            travel = ("kdtoolkit.data.keys", "kdtoolkit.data.joining")
+            # Generations train on data sets; the rest knows only how ids, rows and epochs travel.
+            travel = tuple(f"kdtoolkit.data.{name}" for name in ("keys", "joining", "epochs"))
             assert name.startswith("kdtoolkit.data" if part == "generations" else travel), name
         else:
             found = next(i for i, names in enumerate(ORDER) if other in names)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import keras
 
+from kdtoolkit.data.epochs import passing_on
 from kdtoolkit.data.keys import (
     EXAMPLE_ID,
     EXAMPLE_VIEW,
@@ -32,7 +33,7 @@ def join(x, name, function, columns, compared):
         compared: int, of how many examples the function gets the inputs.
 
     Returns:
-        An input of the same kind.
+        An input of the same kind, which can be told the epoch where `x` can.
 
     Raises:
         TypeError: data of another kind.
@@ -40,9 +41,9 @@ def join(x, name, function, columns, compared):
     if is_arrays(x):
         return _with_rows(x, name, function, None)
     if isinstance(x, keras.utils.PyDataset):
-        return _Joined(x, name, function, compared)
+        return passing_on(_Joined(x, name, function, compared), x)
     if is_tf_dataset(x):
-        return _mapped(x, name, function, columns, compared)
+        return passing_on(_mapped(x, name, function, columns, compared), x)
     raise TypeError(
         "What is stored about examples can be read for arrays, a keras.utils.PyDataset or a "
         f"tf.data.Dataset. Received: {type(x).__name__}"

@@ -244,17 +244,19 @@ def check_labels(y, num_classes, mixed):
     """Refuses labels that can't become one-hot over `num_classes`, or can't be mixed.
 
     Args:
-        y: NumPy array, or None.
+        y: NumPy array, or None; with neither of the other two also a structure of arrays.
         num_classes: as given to the pipeline, or None.
         mixed: bool, whether they will be mixed.
 
     Raises:
         ValueError: see above.
     """
+    if num_classes is None and (not mixed or y is None):
+        return
     received = "None" if y is None else f"{y.dtype} of shape {y.shape}"
     if num_classes is not None:
         _check_class_numbers(y, num_classes, received)
-    elif mixed and y is not None and not (y.ndim == 2 and (y.shape[1] > 1 or y.dtype.kind == "f")):
+    elif not (y.ndim == 2 and (y.shape[1] > 1 or y.dtype.kind == "f")):
         raise ValueError(
             "`mix` mixes labels (examples, classes): one-hot or other distributions. "
             f"Received: y={received}. For class numbers give `num_classes` as well"

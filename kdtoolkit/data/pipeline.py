@@ -5,8 +5,9 @@ import math
 import keras
 import numpy as np
 
-from kdtoolkit.data.augment import Augmentation, Augmentations
-from kdtoolkit.data.keys import EXAMPLE_VIEW, is_whole, with_ids
+from kdtoolkit.data import checks, epochs
+from kdtoolkit.data.augment import Augmentations
+from kdtoolkit.data.keys import EXAMPLE_VIEW, with_ids
 from kdtoolkit.data.mixing import check_labels, checked_mixers, mix_batch, one_hot
 
 
@@ -47,16 +48,24 @@ class ArrayPipeline(keras.utils.PyDataset):
     Batches then tell the example ids and the view (`"example_view"`), so that a teacher's outputs
     can be stored for each view (`kd.cache_teacher`). The order goes on changing with the epoch.
 
+    With `shard=(index, count)` each batch is one of `count` equal contiguous parts of the batch of
+    `batch_size` examples: the data of one process of several. Order, augmentation and mixing are
+    those of the whole, so that the parts of all processes, put together, are the batch of a
+    pipeline without. `batch_size` stays the size of the whole. With `mix` a process makes the whole
+    batch and keeps its part.
+
     Pass `shuffle=False` to `fit`: the pipeline shuffles the examples by itself, and Keras would
     put the finished batches in another order of its own. `steps_per_epoch` must be left out.
 
     Args:
-        x: NumPy array `(examples, ...)`.
-        y: array `(examples, ...)`, or None without labels.
-        batch_size: int >= 1; even with `overlap`.
-        sample_weight: array `(examples,)`, or None. Needs `y`.
+        x: NumPy array `(examples, ...)`; for several inputs, a dict, list or tuple of them, of one
+            length. A list becomes a tuple, which Keras reads in the same way: on TensorFlow it
+            takes no lists from a `PyDataset`.
+        y: array `(examples, ...)`, such a structure for several outputs, or None without labels.
+        batch_size: int >= 1; even with `overlap`, a multiple of `count` with `shard`.
+        sample_weight: array `(examples,)`, a structure like `y`, or None. Needs `y`.
         augment: an `Augmentation` such as `FlipShift()`, a list of them, which act one after the
-            other, or None.
+            other, or None. For a single array `x`.
         mix: a `Mixer` such as `Mixup()`, or a list of them, of which each batch takes one with
             equal chances, or None.
         num_classes: int >= 2: class numbers `y` become one-hot, float32 `(batch, num_classes)`,
@@ -69,14 +78,19 @@ class ArrayPipeline(keras.utils.PyDataset):
         overlap: bool. True repeats half of each batch in the next one. Defaults to False.
         views: int >= 1, number of augmented views of an example, or None (default) for new ones in
             each epoch. Gives example ids as well.
+        shard: `(index, count)`, which part of each batch, 0 <= index < count. Defaults to (0, 1),
+            the whole.
 
     Raises:
         ValueError: for arrays of different lengths, a batch size below 1, an odd one with
             `overlap`, or no batch at all; for labels that aren't class numbers below `num_classes`;
             for `mix` with other labels than said, `sample_weight`, `example_ids` or `overlap`;
-            for `views` without `augment`, or with `mix` or `overlap`.
-        TypeError: if `x` is not a NumPy array, or `augment` or `mix` does not have its two methods;
-            later, for images that float32 doesn't hold exactly, with `mix`.
+            for `views` without `augment`, or with `mix` or `overlap`; for several inputs or outputs
+            with `augment`, `mix` or `num_classes`; for a `shard` that isn't one, with `overlap`, or
+            for batches that can't be cut in `count` equal parts.
+        TypeError: if `x` is not made of NumPy arrays, or a list or tuple with `example_ids`; if
+            `augment` or `mix` does not have its two methods; later, for images that float32 doesn't
+            hold exactly, with `mix`.
 
     Example:
 
@@ -105,13 +119,18 @@ class ArrayPipeline(keras.utils.PyDataset):
         example_ids=False,
         overlap=False,
         views=None,
+        shard=(0, 1),
     ):
         super().__init__()
-        _check(x, y, sample_weight, batch_size, augment, overlap)
-        _check_views(views, augment, mix, overlap)
-        self.x = x
-        self.y = None if y is None else np.asarray(y)
-        self.sample_weight = None if sample_weight is None else np.asarray(sample_weight)
+        self.x, self.y, self.sample_weight = checks.arrays(x, y, sample_weight)
+        checks.batches(batch_size, overlap)
+        checks.augmentation(augment, self.x)
+        checks.views(views, augment, mix, overlap)
+        checks.single(self.x, self.y, mix, num_classes)
+        checks.shard(shard, self.examples, batch_size, overlap, drop_remainder)
+        if example_ids:
+            # Refuses inputs without names, and taken names.
+            with_ids(self._rows(self.x, slice(0)))
         self.batch_size = batch_size
         self.augment = Augmentations(augment) if isinstance(augment, list | tuple) else augment
         self.mix = checked_mixers(mix, sample_weight, example_ids, overlap)
@@ -123,6 +142,7 @@ class ArrayPipeline(keras.utils.PyDataset):
         self.example_ids = example_ids or views is not None
         self.views = views
         self.overlap = overlap
+        self.shard = tuple(shard)
         # How many new examples a batch brings.
         self._step = batch_size // 2 if overlap else batch_size
         self.epoch = 0
@@ -130,17 +150,17 @@ class ArrayPipeline(keras.utils.PyDataset):
         self._viewed = (None, None)
         if not len(self):
             raise ValueError(
-                f"There is no full batch of {batch_size} in {len(x)} examples. "
+                f"There is no full batch of {batch_size} in {self.examples} examples. "
                 "Use a smaller `batch_size` or `drop_remainder=False`"
             )
 
     @property
     def examples(self):
         """How many examples the ids number: they go from 0 to `examples - 1`."""
-        return len(self.x)
+        return len(keras.tree.flatten(self.x)[0])
 
     def __len__(self):
-        batches = (len(self.x) - self.batch_size + self._step) / self._step
+        batches = (self.examples - self.batch_size + self._step) / self._step
         return max(0, math.floor(batches) if self.drop_remainder else math.ceil(batches))
 
     def __getitem__(self, index):
@@ -149,7 +169,10 @@ class ArrayPipeline(keras.utils.PyDataset):
         epoch, order, draws = self._epoch_plan()
         start = index * self._step
         rows = order[start : start + self.batch_size]
-        x = self.x[rows]
+        part = self._part(len(rows))
+        if not self.mix:
+            rows = rows[part]
+        x = self._rows(self.x, rows)
         if self.augment is not None:
             chosen = draws[0][rows]
             if self.overlap and index:
@@ -159,13 +182,15 @@ class ArrayPipeline(keras.utils.PyDataset):
             x = with_ids(x, rows)
         if self.views is not None:
             x[EXAMPLE_VIEW] = np.full(len(rows), epoch % self.views, "int32")
-        labels = [part[rows] for part in (self.y, self.sample_weight) if part is not None]
+        given = (self.y, self.sample_weight)
+        labels = [self._rows(each, rows) for each in given if each is not None]
         if self.num_classes is not None:
             labels[0] = one_hot(labels[0], self.num_classes)
         if self.mix:
             # Streams 0 to 2 belong to the order and to the draws of an epoch.
             generator = np.random.default_rng([self.seed, epoch, 3, index])
-            return mix_batch(self.mix, generator, x, *labels)
+            # A part has the partners that its examples have in the whole batch.
+            return tuple(each[part] for each in mix_batch(self.mix, generator, x, *labels))
         return (x, *labels)
 
     def view(self, rows, view=0):
@@ -182,7 +207,7 @@ class ArrayPipeline(keras.utils.PyDataset):
         if not 0 <= view < views:
             raise ValueError(f"This pipeline has views from 0 to {views - 1}. Received: {view}")
         if self.augment is None and not self.mix:
-            return self.x[rows]
+            return self._rows(self.x, rows)
         if self.views is None:
             raise ValueError(
                 "This pipeline augments or mixes each example anew in every epoch, so there is no "
@@ -193,6 +218,10 @@ class ArrayPipeline(keras.utils.PyDataset):
         if self._viewed[0] != (self.seed, view):
             self._viewed = ((self.seed, view), self._draws(view, 1))
         return self.augment.apply(self.x[rows], self._viewed[1][rows])
+
+    def set_epoch(self, epoch):
+        """Tells the epoch of the next pass, an int >= 0."""
+        self.epoch = epoch
 
     def on_epoch_end(self):
         self.epoch += 1
@@ -206,10 +235,7 @@ class ArrayPipeline(keras.utils.PyDataset):
         epoch = self.epoch
         planned, order, draws = self._plan
         if planned != epoch:
-            count = len(self.x)
-            order = np.arange(count)
-            if self.shuffle:
-                order = np.random.default_rng([self.seed, epoch, 0]).permutation(count)
+            order = epochs.order(self.examples, self.seed, epoch, self.shuffle)
             if self.augment is not None:
                 view = epoch if self.views is None else epoch % self.views
                 draws = [self._draws(view, visit) for visit in ((1, 2) if self.overlap else (1,))]
@@ -219,66 +245,13 @@ class ArrayPipeline(keras.utils.PyDataset):
 
     def _draws(self, view, visit):
         generator = np.random.default_rng([self.seed, view, visit])
-        return self.augment.draw(generator, len(self.x))
+        return self.augment.draw(generator, self.examples)
 
+    def _part(self, size):
+        """The part of a batch that is this shard's."""
+        index, count = self.shard
+        return slice(index * size // count, (index + 1) * size // count)
 
-class FollowEpochs(keras.callbacks.Callback):
-    """Gives a pipeline the epoch that `fit` is in, so that a resumed run repeats nothing.
-
-    Args:
-        pipeline: `ArrayPipeline`, the training data of this `fit`.
-
-    Example:
-
-    ```python
-    train = kdtoolkit.data.ArrayPipeline(x, y, batch_size=128)
-    follow = kdtoolkit.data.FollowEpochs(train)
-    model.fit(train, shuffle=False, initial_epoch=3, epochs=5, callbacks=[follow])
-    ```
-    """
-
-    def __init__(self, pipeline):
-        super().__init__()
-        self.pipeline = pipeline
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.pipeline.epoch = epoch
-
-
-def _check_views(views, augment, mix, overlap):
-    if views is None:
-        return
-    if not is_whole(views) or views < 1:
-        raise ValueError(f"`views` must be an integer >= 1, or None. Received: views={views!r}")
-    if augment is None or mix is not None or overlap:
-        raise ValueError(
-            "`views` numbers the augmented views of single examples. Expected `augment`, and "
-            "neither `mix` nor `overlap`. Without augmentation there is one view, leave `views` out"
-        )
-
-
-def _check(x, y, sample_weight, batch_size, augment, overlap):
-    if not isinstance(x, np.ndarray):
-        raise TypeError(f"`x` must be one NumPy array. Received: {type(x).__name__}")
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be 1 or more. Received: batch_size={batch_size}")
-    if overlap and batch_size % 2:
-        raise ValueError(
-            "`batch_size` must be even with `overlap=True`, which repeats half of each batch. "
-            f"Received: batch_size={batch_size}"
-        )
-    if sample_weight is not None and y is None:
-        raise ValueError("`sample_weight` weighs the loss of labels `y`, but `y` is None.")
-    for name, part in (("y", y), ("sample_weight", sample_weight)):
-        if part is not None and len(part) != len(x):
-            raise ValueError(
-                f"`{name}` must be as long as `x`. Received: {len(part)} and {len(x)} examples"
-            )
-    parts = augment if isinstance(augment, list | tuple) else [augment]
-    for part in parts if augment is not None else []:
-        # A class has the methods too: `ZeroPixels` for `ZeroPixels()`.
-        if isinstance(part, type) or not isinstance(part, Augmentation):
-            raise TypeError(
-                "`augment` must have the methods `draw` and `apply`, as `kdtoolkit.data.FlipShift` "
-                f"has. Received: {part!r}. Other Keras layers belong in the model"
-            )
+    @staticmethod
+    def _rows(arrays, rows):
+        return keras.tree.map_structure(lambda array: array[rows], arrays)
