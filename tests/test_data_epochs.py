@@ -315,6 +315,18 @@ def test_the_seed_of_the_program_changes_nothing(kwargs):
     assert all(each == found[0] for each in found)
 
 
+def test_the_randomness_of_the_program_stays_what_it_was():
+    tf = pytest.importorskip("tensorflow")
+    source, found = tf_range(8), []
+    for passes in (0, 1):
+        keras.utils.set_random_seed(5)
+        if passes:
+            values(kd.data.epoch_dataset(lambda n: source.shuffle(8, seed=n).batch(8)))
+        found.append([float(tf.random.uniform([])), float(keras.random.uniform([]))])
+        found[-1].append(float(np.random.random()))
+    assert found[0] == found[1]
+
+
 def test_what_is_not_seeded_is_the_same_in_each_epoch():
     source = tf_range(8)
     data = kd.data.epoch_dataset(lambda n: source.shuffle(8).batch(8))

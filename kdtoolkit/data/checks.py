@@ -53,23 +53,25 @@ def _labels(name, given):
     return np.asarray(given)
 
 
-def single(x, y, mix, num_classes):
-    """Refuses several labels, or several inputs, where one array is worked on.
+def single(x, y, augment, mix, num_classes):
+    """Refuses several inputs or labels where one array is worked on.
 
     Raises:
         ValueError: see above.
     """
-    if mix is not None and not isinstance(x, np.ndarray):
-        raise ValueError(_ONE.format("mix", "x", type(x).__name__))
-    for name, given in (("mix", mix), ("num_classes", num_classes)):
-        if given is not None and y is not None and not isinstance(y, np.ndarray):
-            raise ValueError(_ONE.format(name, "y", type(y).__name__))
-
-
-_ONE = (
-    "`{}` works on one array. Expected `{}` as one NumPy array. Received: a {} of arrays. Leave it "
-    "out, and do the same to the arrays before or in the model"
-)
+    works_on = [
+        ("augment", augment, "x", x),
+        ("mix", mix, "x", x),
+        ("mix", mix, "y", y),
+        ("num_classes", num_classes, "y", y),
+    ]
+    for option, given, name, part in works_on:
+        if given is not None and part is not None and not isinstance(part, np.ndarray):
+            raise ValueError(
+                f"`{option}` works on one array. Expected `{name}` as one NumPy array. Received: a "
+                f"{type(part).__name__} of arrays. Leave `{option}` out, and do the same to the "
+                "arrays before or in the model"
+            )
 
 
 def batches(batch_size, overlap):
@@ -87,12 +89,11 @@ def batches(batch_size, overlap):
         )
 
 
-def augmentation(augment, x):
-    """Refuses what doesn't augment, and several inputs.
+def augmentation(augment):
+    """Refuses what doesn't augment.
 
     Raises:
         TypeError: something without the two methods.
-        ValueError: `x` isn't one array.
     """
     parts = augment if isinstance(augment, list | tuple) else [augment]
     for part in parts if augment is not None else []:
@@ -102,8 +103,6 @@ def augmentation(augment, x):
                 "`augment` must have the methods `draw` and `apply`, as `kdtoolkit.data.FlipShift` "
                 f"has. Received: {part!r}. Other Keras layers belong in the model"
             )
-    if augment is not None and not isinstance(x, np.ndarray):
-        raise ValueError(_ONE.format("augment", "x", type(x).__name__))
 
 
 def views(count, augment, mix, overlap):

@@ -124,9 +124,9 @@ class ArrayPipeline(keras.utils.PyDataset):
         super().__init__()
         self.x, self.y, self.sample_weight = checks.arrays(x, y, sample_weight)
         checks.batches(batch_size, overlap)
-        checks.augmentation(augment, self.x)
+        checks.augmentation(augment)
         checks.views(views, augment, mix, overlap)
-        checks.single(self.x, self.y, mix, num_classes)
+        checks.single(self.x, self.y, augment, mix, num_classes)
         checks.shard(shard, self.examples, batch_size, overlap, drop_remainder)
         if example_ids:
             # Refuses inputs without names, and taken names.
