@@ -3,13 +3,11 @@
 import keras
 from keras import ops
 
-from kdtoolkit import checks, compiling, scalars, steps, wiring
-from kdtoolkit.ahead import build_ahead
+from kdtoolkit import compiling, fitting, scalars, steps, wiring
 from kdtoolkit.data.keys import strip
 from kdtoolkit.graph import TransferGraph, context_of
 from kdtoolkit.logs import LabelLosses
 from kdtoolkit.outputs import Outputs
-from kdtoolkit.progress import listed, with_progress
 from kdtoolkit.registry import public
 from kdtoolkit.saving import KeepsRandomStates
 from kdtoolkit.steps import Stage
@@ -318,10 +316,8 @@ class Distiller(KeepsRandomStates, keras.Model):
             ValueError: a teacher returns NaN, or probabilities where a loss expects logits; a
                 source lacks example ids, or the callback that it waits for.
         """
-        x = checks.before_fit(self, x, listed(callbacks))
-        build_ahead(self, x, y)
-        callbacks = with_progress(callbacks)
-        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+        given = {"x": x, "y": y, "batch_size": batch_size, "epochs": epochs, "verbose": verbose}
+        return super().fit(**fitting.prepared(self, {**given, "callbacks": callbacks, **kwargs}))
 
     def evaluate(self, *args, **kwargs):
         self._evaluating = True

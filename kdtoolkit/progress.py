@@ -21,6 +21,18 @@ class TeacherPolicy(keras.callbacks.Callback):
 class LastCallback(keras.callbacks.Callback):
     """Base class of the callbacks that must see what all others did."""
 
+    def prepare(self, model, given):
+        """Have a say in the arguments of a distiller's `fit`, before Keras gets them.
+
+        Args:
+            model: the distiller.
+            given: dict of them by name; `callbacks` is a list.
+
+        Returns:
+            Such a dict.
+        """
+        return given
+
 
 def listed(callbacks):
     """`callbacks` as given to `fit`, as a list."""

@@ -59,6 +59,7 @@ ORDER = [
     {"transfer"},
     {"wiring", "wirings", "checks", "compiling"},
     {"graph", "ensemble", "ahead", "views", "dropout", "cache"},
+    {"fitting"},
     {"distiller"},
     {"callbacks"},
     {"self_distillation", "mutual"},
@@ -103,8 +104,10 @@ def test_imports_go_one_way(path):
                 name
             )
         elif other in APART:
-            # Generations train on data sets; the rest knows only how ids, rows and epochs travel.
-            travel = tuple(f"kdtoolkit.data.{name}" for name in ("keys", "joining", "epochs"))
+            # Generations train on data sets; the rest knows how ids, rows and epochs travel, and
+            # how arrays become a pipeline.
+            names = ("keys", "joining", "epochs", "pipeline")
+            travel = tuple(f"kdtoolkit.data.{name}" for name in names)
             assert name.startswith("kdtoolkit.data" if part == "generations" else travel), name
         else:
             found = next(i for i, names in enumerate(ORDER) if other in names)

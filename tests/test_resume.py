@@ -1,7 +1,6 @@
 """A run that was interrupted ends like one that wasn't, to the bit."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -86,7 +85,7 @@ def train(model, directory, *, epochs=EPOCHS, extra=()):
     pipeline = kd.data.ArrayPipeline(x, y, batch_size=16, seed=3, example_ids=distils)
     scores, rewind = Scores(), RewindOnPlateau(patience=2, stop_patience=4)
     teacher = [BestTeacher()] if distils else []
-    resume = Resume(directory, callbacks=[rewind])
+    resume = Resume(directory, callbacks=[rewind], data=pipeline)
     model.fit(
         pipeline,
         shuffle=False,
@@ -157,7 +156,7 @@ def run(directory, callbacks=(), *, model=None, epochs=2, initial_epoch=None, ke
     scores = Scores()
     model = plain() if model is None else model
     kept = [c for c in callbacks if c is not scores] if kept is None else kept
-    resume = Resume(directory, callbacks=kept, **options)
+    resume = Resume(directory, callbacks=kept, data=data()[0], **options)
     first = resume.epoch if initial_epoch is None else initial_epoch
     callbacks = [scores, *callbacks, resume]
     fit(model, *data(), epochs=epochs, initial_epoch=first, callbacks=callbacks, shuffle=False)
@@ -169,19 +168,18 @@ def test_the_newest_checkpoints_stay_and_leftovers_go(tmp_path):
     assert Resume(folder).epoch == 0
     assert not folder.exists()
     run(folder, epochs=3)
-    assert names(folder) == ["epoch-00002", "epoch-00003"]
-    assert names(folder / "epoch-00003") == ["model.weights.h5", "state.npz"]
-    # What a killed process leaves: a folder with half of a checkpoint.
-    shutil.copytree(folder / "epoch-00003", folder / "tmp-epoch-00004")
-    (folder / "tmp-epoch-00004" / "state.npz").write_bytes(b"half")
+    assert names(folder) == [".lock", "epoch-00002.npz", "epoch-00003.npz"]
+    # What a killed process leaves: half of a checkpoint under a temporary name.
+    (folder / ".epoch-00004-a1b2.npz").write_bytes(b"half")
     assert Resume(folder).epoch == 3
     assert run(folder, epochs=5, keep=1) == [3, 4]
-    assert names(folder) == ["epoch-00005"]
+    assert names(folder) == [".lock", "epoch-00005.npz"]
 
 
 def test_checkpoints_may_come_every_few_epochs_and_the_last_epoch_has_one(tmp_path):
     run(tmp_path, epochs=5, every=2, keep=9)
-    assert names(tmp_path) == ["epoch-00002", "epoch-00004", "epoch-00005"]
+    found = [f"epoch-0000{epoch}.npz" for epoch in (2, 4, 5)]
+    assert names(tmp_path) == [".lock", *found]
     assert Resume(tmp_path).epoch == 5
 
 

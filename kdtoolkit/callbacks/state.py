@@ -6,6 +6,8 @@ A callback that knows something from epoch to epoch has
 - `set_state(saved)`: takes such a dict of NumPy arrays and goes on from there.
 """
 
+import warnings
+
 import keras
 import numpy as np
 
@@ -79,6 +81,28 @@ def stateful(callback):
             "leave it out if it knows nothing from epoch to epoch"
         )
     return callback
+
+
+def with_state(callbacks):
+    """Those of a list of callbacks that know something from epoch to epoch.
+
+    Warns of one that seems to know something that nobody can read.
+    """
+    found = []
+    for callback in callbacks:
+        try:
+            stateful(callback)
+            found.append(callback)
+        except TypeError:
+            own = vars(callback).keys() - vars(keras.callbacks.Callback()).keys()
+            if own and type(callback).__module__.split(".")[0] not in ("keras", "kdtoolkit"):
+                warnings.warn(
+                    f"{type(callback).__name__} starts anew when this run goes on: it has neither "
+                    "`get_state() -> dict of arrays` nor `set_state(dict)`. Write them if it knows "
+                    "something from epoch to epoch",
+                    stacklevel=2,
+                )
+    return found
 
 
 def as_array(value):

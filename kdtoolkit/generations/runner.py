@@ -7,6 +7,7 @@ import keras
 
 from kdtoolkit import scalars
 from kdtoolkit.data import Dataset
+from kdtoolkit.files import claim
 from kdtoolkit.generations.methods import find_method
 from kdtoolkit.generations.recipe import Recipe
 from kdtoolkit.generations.records import GenerationFolder, check_settings, describe_data
@@ -23,6 +24,7 @@ def train_generations(
     method="born_again",
     seed=0,
     checkpoint_every=1,
+    checkpoint_every_batches=None,
     verbose=0,
     report=None,
 ):
@@ -61,6 +63,8 @@ def train_generations(
         seed: int >= 0, the trial's seed.
         checkpoint_every: int >= 1, epochs between the checkpoints of an unfinished generation.
             Defaults to 1. None writes no checkpoint: an interrupted generation starts again.
+        checkpoint_every_batches: int >= 1, batches between further checkpoints within an epoch, or
+            None (default) for none.
         verbose: as in `keras.Model.fit`. Defaults to 0, silent.
         report: function that is called with the record of each generation that this call has
             trained, or None (default).
@@ -69,9 +73,9 @@ def train_generations(
         A list of `GenerationRecord`, one per generation.
 
     Raises:
-        ValueError: a number out of range, data without validation part, a network without logits
-            for this data, another number of functions than generations, or a `directory` with a
-            run of other settings.
+        ValueError: a directory that another process trains in; a number out of range, data without
+            validation part, a network without logits for this data, another number of functions
+            than generations, or a `directory` with a run of other settings.
         TypeError: something else than the arguments above.
 
     Example:
@@ -94,16 +98,14 @@ def train_generations(
     owner = "train_generations"
     generations = scalars.whole(generations, "generations", owner)
     seed = scalars.whole(seed, "seed", owner, minimum=0)
-    if checkpoint_every is not None:
-        checkpoint_every = scalars.whole(checkpoint_every, "checkpoint_every", owner)
+    checkpoints = _checkpoints(checkpoint_every, checkpoint_every_batches, owner)
     _check_types(data, recipe)
     name, function = find_method(method)
     directory, builders = Path(directory), _builders(build, generations)
     settings = {"method": name, "seed": seed, "recipe": recipe.describe()}
     check_settings(directory, {**settings, "data": describe_data(data)})
-    trial = Trial(
-        builders, data, recipe, name, function, directory, seed, checkpoint_every, verbose
-    )
+    claim(directory)
+    trial = Trial(builders, data, recipe, name, function, directory, seed, checkpoints, verbose)
     records = []
     for generation in range(1, generations + 1):
         folder = GenerationFolder(directory, generation)
@@ -118,6 +120,16 @@ def train_generations(
             folder.clean()
         records.append(record)
     return records
+
+
+def _checkpoints(every, batches, owner):
+    if every is None and batches is None:
+        return None
+    if every is not None:
+        every = scalars.whole(every, "checkpoint_every", owner)
+    if batches is not None:
+        batches = scalars.whole(batches, "checkpoint_every_batches", owner)
+    return {"every": every or 1, "every_batches": batches}
 
 
 def _builders(build, generations):

@@ -9,7 +9,6 @@ import numpy as np
 
 from kdtoolkit import checks
 from kdtoolkit.callbacks import BestWeights, Resume
-from kdtoolkit.callbacks.state import stateful
 from kdtoolkit.callbacks.teachers import with_best_teacher
 from kdtoolkit.data import ArrayPipeline, Dataset, FollowEpochs
 from kdtoolkit.distiller import Distiller
@@ -48,7 +47,7 @@ class Trial:
         method_name, method: as `find_method` returns them.
         directory: `Path` of the run.
         seed: the trial's seed.
-        checkpoint_every: epochs between checkpoints, None for no checkpoint.
+        checkpoints: how often, as arguments of `Resume`; None for no checkpoint.
         verbose: as in `keras.Model.fit`.
     """
 
@@ -59,7 +58,7 @@ class Trial:
     method: Callable
     directory: Path
     seed: int
-    checkpoint_every: int | None
+    checkpoints: dict | None
     verbose: int | str
 
     def train(self, generation):
@@ -165,16 +164,13 @@ class Trial:
             callbacks = with_best_teacher(callbacks)
         watch = Stopwatch()
         callbacks = [FollowEpochs(pipeline), *callbacks, watch]
-        first, last = 0, []
-        if self.checkpoint_every is not None:
-            kept = [c for c in callbacks if _has_state(c)]
-            last = [Resume(checkpoint, callbacks=kept, every=self.checkpoint_every)]
-            first = last[0].epoch
+        last = []
+        if self.checkpoints is not None:
+            last = [Resume(checkpoint, **self.checkpoints)]
         distiller.fit(
             pipeline,
             shuffle=False,
             epochs=recipe.epochs,
-            initial_epoch=first,
             validation_data=(data.x_val, data.y_val),
             validation_batch_size=recipe.batch_size,
             callbacks=[*callbacks, *last],
@@ -218,11 +214,3 @@ def _best_weights(callbacks, monitor):
             return callback
     callbacks.append(BestWeights(monitor))
     return callbacks[-1]
-
-
-def _has_state(callback):
-    try:
-        stateful(callback)
-    except TypeError:
-        return False
-    return True

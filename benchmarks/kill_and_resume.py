@@ -1,0 +1,113 @@
+"""Kills training runs at random moments and compares what they end with, to the bit.
+
+    export KERAS_BACKEND=tensorflow  # and again with jax
+    python benchmarks/kill_and_resume.py --kills 50 --out benchmarks/results
+
+Each run of `interrupted_runs.py` is first left alone. Then it is started again and again in a
+folder of its own, and killed (SIGKILL) at a random moment after its first batch began, until one
+attempt ends by itself; its result must equal that of the run left alone. New runs begin until there
+were enough kills. A checkpoint is written after every batch, so that many kills come in the middle
+of writing one.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+
+import keras
+
+from kdtoolkit import evaluation
+
+HERE = pathlib.Path(__file__).parent
+KINDS = ["offline", "mutual", "self_distilled", "born_again"]
+RESULT = "result.json"
+
+
+def start(kind, folder):
+    """A process that has begun its first batch, or has ended."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path])}
+    command = [sys.executable, str(HERE / "interrupted_runs.py"), kind, str(folder)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    return process
+
+
+def left_alone(kind, folder):
+    """What an uninterrupted run ends with, and the seconds from its first batch to its end."""
+    process = start(kind, folder)
+    began = time.perf_counter()
+    if process.wait():
+        raise RuntimeError(f"The run '{kind}' failed by itself")
+    return result_of(folder), time.perf_counter() - began
+
+
+def result_of(folder):
+    return json.loads((folder / RESULT).read_text())
+
+
+def killed(kind, folder, seconds):
+    """Let a run train so long; returns whether that killed it."""
+    process = start(kind, folder)
+    try:
+        code = process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return True
+    if code:
+        raise RuntimeError(f"The run '{kind}' could not go on in {folder}")
+    return False
+
+
+def half_written(folder):
+    """Whether a process died while it wrote a checkpoint."""
+    return any(folder.rglob(".epoch-*.npz"))
+
+
+def torture(kind, kills, seed, folder):
+    """Kill runs of one kind; returns a row of the table."""
+    expected, seconds = left_alone(kind, folder / "alone")
+    moments = random.Random(seed)
+    row = {"kind": kind, "kills": 0, "while_saving": 0, "runs": 0, "bit_equal": 0}
+    while row["kills"] < kills:
+        place = folder / f"run-{row['runs']}"
+        enough = False
+        while not enough and killed(kind, place, moments.uniform(0.0, seconds)):
+            row["kills"] += 1
+            row["while_saving"] += half_written(place)
+            enough = row["kills"] >= kills
+        if enough and killed(kind, place, None):
+            raise RuntimeError("A run without a time limit was killed")
+        row["runs"] += 1
+        row["bit_equal"] += result_of(place) == expected
+        print(row, flush=True)
+    return {"backend": keras.backend.backend(), **row, "seconds_alone": round(seconds, 1)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--kills", type=int, default=50, help="in all, shared out to the kinds")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=pathlib.Path, help="folder for the table")
+    args = parser.parse_args()
+    table = []
+    for index, kind in enumerate(args.kinds):
+        share = args.kills // len(args.kinds) + (index < args.kills % len(args.kinds))
+        with tempfile.TemporaryDirectory() as folder:
+            table.append(torture(kind, share, args.seed + index, pathlib.Path(folder)))
+    if args.out:
+        name = f"kill_and_resume_{keras.backend.backend()}.csv"
+        evaluation.write_csv(table, args.out / name, overwrite=True)
+    failed = [row["kind"] for row in table if row["bit_equal"] != row["runs"]]
+    sys.exit(f"Not bit-equal: {failed}" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

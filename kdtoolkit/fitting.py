@@ -1,0 +1,25 @@
+"""What a distiller does with the arguments of `fit` before Keras gets them."""
+
+from kdtoolkit import checks
+from kdtoolkit.ahead import build_ahead
+from kdtoolkit.progress import LastCallback, listed, with_progress
+
+
+def prepared(distiller, given):
+    """The arguments of `fit`, checked, and with what sources and callbacks need.
+
+    Args:
+        distiller: the `Distiller`.
+        given: dict of the arguments by name.
+
+    Raises:
+        ValueError: see `checks.before_fit` and the callbacks.
+    """
+    callbacks = given["callbacks"]
+    x = checks.before_fit(distiller, given["x"], listed(callbacks))
+    build_ahead(distiller, x, given["y"])
+    given = {**given, "x": x, "callbacks": listed(callbacks)}
+    for callback in listed(callbacks):
+        if isinstance(callback, LastCallback):
+            given = callback.prepare(distiller, given)
+    return {**given, "callbacks": with_progress(callbacks)}
