@@ -6,15 +6,17 @@
 Each run of `interrupted_runs.py` is first left alone. Then it is started again and again in a
 folder of its own, and killed (SIGKILL) at a random moment after its first batch began, until one
 attempt ends by itself; its result must equal that of the run left alone. New runs begin until there
-were enough kills. A checkpoint is written after every batch, so that many kills come in the middle
-of writing one.
+were enough kills. A checkpoint is written after every batch. Every second kill waits from its
+random moment for the next time that a checkpoint is half written.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -51,23 +53,28 @@ def result_of(folder):
     return json.loads((folder / RESULT).read_text())
 
 
-def killed(kind, folder, seconds):
+def killed(kind, folder, seconds, in_a_save=False):
     """Let a run train so long; returns whether that killed it."""
     process = start(kind, folder)
     try:
-        code = process.wait(timeout=seconds)
+        process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
+        while in_a_save and process.poll() is None and not half_written(folder):
+            pass
+    if process.poll() is None:
         process.kill()
-        process.wait()
-        return True
-    if code:
+    code = process.wait()
+    if code not in (0, -signal.SIGKILL):
         raise RuntimeError(f"The run '{kind}' could not go on in {folder}")
-    return False
+    return code != 0
 
 
 def half_written(folder):
     """Whether a process died while it wrote a checkpoint."""
-    return any(folder.rglob(".epoch-*.npz"))
+    # A folder may go while this looks at it.
+    with contextlib.suppress(OSError):
+        return any(folder.rglob(".epoch-*.npz"))
+    return False
 
 
 def torture(kind, kills, seed, folder):
@@ -78,7 +85,9 @@ def torture(kind, kills, seed, folder):
     while row["kills"] < kills:
         place = folder / f"run-{row['runs']}"
         enough = False
-        while not enough and killed(kind, place, moments.uniform(0.0, seconds)):
+        while not enough and killed(
+            kind, place, moments.uniform(0.0, seconds), in_a_save=row["kills"] % 2 == 1
+        ):
             row["kills"] += 1
             row["while_saving"] += half_written(place)
             enough = row["kills"] >= kills
@@ -103,6 +112,7 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             table.append(torture(kind, share, args.seed + index, pathlib.Path(folder)))
     if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
         name = f"kill_and_resume_{keras.backend.backend()}.csv"
         evaluation.write_csv(table, args.out / name, overwrite=True)
     failed = [row["kind"] for row in table if row["bit_equal"] != row["runs"]]
