@@ -407,7 +407,7 @@ def test_a_run_killed_within_an_epoch_ends_with_the_same_bits(tmp_path, uninterr
     assert killed.returncode == -signal.SIGKILL
     assert len(load_generations(tmp_path)) == 1
     checkpoints = (tmp_path / "generation-2" / "checkpoint").iterdir()
-    assert "epoch-00002" in [folder.name for folder in checkpoints]
+    assert "epoch-00002.npz" in [path.name for path in checkpoints]
     check_equal(tmp_path, run(tmp_path), *uninterrupted)
 
 

@@ -83,10 +83,12 @@ def stateful(callback):
     return callback
 
 
-def with_state(callbacks):
+def with_state(callbacks, warn=True):
     """Those of a list of callbacks that know something from epoch to epoch.
 
-    Warns of one that seems to know something that nobody can read.
+    Args:
+        callbacks: list of callbacks.
+        warn: bool, whether to warn of one that seems to know something that nobody can read.
     """
     found = []
     for callback in callbacks:
@@ -94,8 +96,7 @@ def with_state(callbacks):
             stateful(callback)
             found.append(callback)
         except TypeError:
-            own = vars(callback).keys() - vars(keras.callbacks.Callback()).keys()
-            if own and type(callback).__module__.split(".")[0] not in ("keras", "kdtoolkit"):
+            if warn and _knows_something(callback):
                 warnings.warn(
                     f"{type(callback).__name__} starts anew when this run goes on: it has neither "
                     "`get_state() -> dict of arrays` nor `set_state(dict)`. Write them if it knows "
@@ -103,6 +104,12 @@ def with_state(callbacks):
                     stacklevel=2,
                 )
     return found
+
+
+def _knows_something(callback):
+    """Whether a callback of the user's has attributes of its own."""
+    own = vars(callback).keys() - vars(keras.callbacks.Callback()).keys()
+    return bool(own) and type(callback).__module__.split(".")[0] not in ("keras", "kdtoolkit")
 
 
 def as_array(value):

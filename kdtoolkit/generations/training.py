@@ -9,6 +9,7 @@ import numpy as np
 
 from kdtoolkit import checks
 from kdtoolkit.callbacks import BestWeights, Resume
+from kdtoolkit.callbacks.state import with_state
 from kdtoolkit.callbacks.teachers import with_best_teacher
 from kdtoolkit.data import ArrayPipeline, Dataset, FollowEpochs
 from kdtoolkit.distiller import Distiller
@@ -166,7 +167,9 @@ class Trial:
         callbacks = [FollowEpochs(pipeline), *callbacks, watch]
         last = []
         if self.checkpoints is not None:
-            last = [Resume(checkpoint, **self.checkpoints)]
+            # Whoever wrote the recipe was told that others start anew.
+            kept = with_state(callbacks, warn=False)
+            last = [Resume(checkpoint, callbacks=kept, **self.checkpoints)]
         distiller.fit(
             pipeline,
             shuffle=False,
