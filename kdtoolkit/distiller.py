@@ -11,10 +11,11 @@ from kdtoolkit.outputs import Outputs
 from kdtoolkit.registry import public
 from kdtoolkit.saving import KeepsRandomStates
 from kdtoolkit.steps import Stage
+from kdtoolkit.steps.workers import AcrossWorkers
 
 
 @public
-class Distiller(KeepsRandomStates, keras.Model):
+class Distiller(AcrossWorkers, KeepsRandomStates, keras.Model):
     """Trains students with what sources teach them: `fit` it like any Keras model.
 
     Loss of a step:
