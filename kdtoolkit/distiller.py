@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kdtoolkit import compiling, fitting, scalars, steps, wiring
+from kdtoolkit import compiling, fitting, placement, scalars, steps, wiring
 from kdtoolkit.data.keys import strip
 from kdtoolkit.graph import TransferGraph, context_of
 from kdtoolkit.logs import LabelLosses
@@ -82,7 +82,7 @@ class Distiller(AcrossWorkers, KeepsRandomStates, keras.Model):
         name=None,
     ):
         students = wiring.name_nodes(student, "student")
-        teachers = wiring.name_nodes(teacher, "teacher")
+        teachers = placement.placed_teachers(wiring.name_nodes(teacher, "teacher"), students)
         policy = compiling.policy_of(students.values())
         super().__init__(name=name, dtype=policy, autocast=False)
         # Whether `student` and `teacher` came as dicts, for the config.
@@ -326,6 +326,10 @@ class Distiller(AcrossWorkers, KeepsRandomStates, keras.Model):
             return super().evaluate(*args, **kwargs)
         finally:
             self._evaluating = False
+
+    def predict(self, *args, **kwargs):
+        placement.check_predict()
+        return super().predict(*args, **kwargs)
 
     def export(self, filepath, *args, **kwargs):
         """As `keras.Model.export`, of the student alone."""

@@ -6,22 +6,6 @@ import os
 import keras
 
 
-def processes(model=None):
-    """Number of processes that train together, 1 without a strategy or distribution of several.
-
-    Args:
-        model: a model whose strategy counts, None for the strategy that is active here.
-    """
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.process_count()
-    strategy = strategy_of(model)
-    if strategy is None or not strategy.extended.worker_devices:
-        return 1
-    return strategy.num_replicas_in_sync // len(strategy.extended.worker_devices)
-
-
 def strategy_of(model=None):
     """The `tf.distribute` strategy of a model, or the active one; None on other backends."""
     if keras.backend.backend() != "tensorflow":
@@ -31,15 +15,34 @@ def strategy_of(model=None):
     return tf.distribute.get_strategy() if model is None else model.distribute_strategy
 
 
-def has_workers(model=None):
-    """Whether a `MultiWorkerMirroredStrategy` of several processes is at work."""
-    strategy = strategy_of(model)
-    if strategy is None:
-        return False
+def processes(model=None):
+    """Number of processes that train together: of JAX, or of a `MultiWorkerMirroredStrategy`.
+
+    Args:
+        model: a model whose strategy counts, None for the strategy that is active here.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.process_count()
+    if keras.backend.backend() != "tensorflow":
+        return 1
     import tensorflow as tf
 
-    workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-    return workers and processes(model) > 1
+    strategy = strategy_of(model)
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return 1
+    return strategy.num_replicas_in_sync // len(strategy.extended.worker_devices)
+
+
+def rank(model=None):
+    """Number of this process, 0 for the chief."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.process_index()
+    job, task, jobs = _task(strategy_of(model))
+    return task + 1 if job == "worker" and "chief" in jobs else task
 
 
 def is_chief(model=None):
@@ -68,18 +71,11 @@ def is_chief(model=None):
         >>> kd.is_chief()
         True
     """
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.process_index() == 0
-    if keras.backend.backend() != "tensorflow":
-        return True
-    job, task, jobs = _task(strategy_of(model))
-    return job in (None, "chief") or (job == "worker" and task == 0 and "chief" not in jobs)
+    return rank(model) == 0
 
 
 def _task(strategy):
-    """`(job, task, jobs of the cluster)` of this process, the job None without a cluster."""
+    """`(job, task, jobs of the cluster)` of this process; the task is 0 without a cluster."""
     resolver = getattr(strategy, "cluster_resolver", None)
     if resolver is not None and resolver.task_type:
         return resolver.task_type, resolver.task_id, resolver.cluster_spec().jobs
@@ -93,7 +89,7 @@ def as_rows(logs):
 
     It does so along axis 0, which scalars don't have (keras issue 20585).
     """
-    if not has_workers():
+    if keras.backend.backend() == "jax" or processes() == 1:
         return logs
     return keras.tree.map_structure(lambda value: keras.ops.reshape(value, (1,)), logs)
 
@@ -118,7 +114,7 @@ class AcrossWorkers:
         return as_rows(super().test_step(*args))
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        if iterator is not None and has_workers(self):
+        if iterator is not None and processes(self) > 1:
             data_batch, iterator = self._own_part(iterator), None
         return super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
