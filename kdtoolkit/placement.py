@@ -257,7 +257,7 @@ def _shared_out(x):
 
 
 def _check_own_part(x):
-    whole = getattr(x, "shard", ()) is None
+    whole = getattr(x, "shard", None) == (0, 1)
     if x is None or is_tf_dataset(x) or not (devices.distribution().auto_shard_dataset or whole):
         return
     raise ValueError(
