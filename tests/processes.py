@@ -110,15 +110,17 @@ def mutual(teacher=None):
     return kd.MutualDistiller(students=students, updates="alternating")
 
 
-def remembering(teacher=None, source=None):
+def remembering(teacher=None, source="PredictionMemory"):
     import kdtoolkit as kd
     from tests.support import dense
 
-    source = source or kd.sources.PredictionMemory(follows="student")
+    source = getattr(kd.sources, source)()
     return kd.SelfDistiller(student=dense(4, 0, norm=False), source=source)
 
 
 CASES = {"offline": offline, "mutual": mutual, "remembering": remembering}
+
+
 def made(name, scope, **kwargs):
     """A compiled distiller whose teacher was made where nothing trains."""
     import keras
@@ -156,9 +158,7 @@ def pipeline(shard=(0, 1), example_ids=True):
     from tests.support import data
 
     x, y = data(16)
-    return kd.data.ArrayPipeline(
-        x, y, batch_size=8, seed=1, example_ids=example_ids, shard=shard
-    )
+    return kd.data.ArrayPipeline(x, y, batch_size=8, seed=1, example_ids=example_ids, shard=shard)
 
 
 def refused(scope):
@@ -175,7 +175,7 @@ def refused(scope):
             return str(error)
 
     if keras.backend.backend() == "tensorflow":
-        last = made("remembering", scope, source=kd.sources.LastPredictions())
+        last = made("remembering", scope, source="LastPredictions")
         return {"last": message(lambda: last.fit(pipeline(), verbose=0, shuffle=False))}
     plain, memory = made("offline", scope), made("remembering", scope)
     every_epoch = [kd.callbacks.PeriodicTeacher()]

@@ -166,7 +166,9 @@ def _on_two_replicas(made):
 
     found = {}
     for name, values in strategy.run(run).items():
-        loss, *gradients = [map(helpers.array, strategy.experimental_local_results(v)) for v in values]
+        loss, *gradients = [
+            map(helpers.array, strategy.experimental_local_results(v)) for v in values
+        ]
         found[name] = [sum(loss), *(np.concatenate(list(g)) for g in gradients)]
     return found
 
@@ -252,7 +254,12 @@ def transfers_of_one_graph(students):
         return kd.Transfer(loss, source=source, student=student, gate=gate, name=f"from_{source}")
 
     gates = kd.gates.Linear(1.0, 0.0), kd.gates.Correct(), kd.gates.Through(), None
-    losses = kd.losses.SoftTargets, kd.losses.HardTargets, kd.losses.LogitsMSE, kd.losses.DecoupledKD
+    losses = (
+        kd.losses.SoftTargets,
+        kd.losses.HardTargets,
+        kd.losses.LogitsMSE,
+        kd.losses.DecoupledKD,
+    )
     gated = [edge("network", "offline", g, loss()) for g, loss in zip(gates, losses, strict=True)]
     for index, transfer in enumerate(gated):
         transfer.name = f"gate{index}"

@@ -11,7 +11,7 @@ from kdtoolkit import functional, scalars
 #: What a source teaches while it holds nothing yet.
 INITIAL = ("labels", "student")
 
-# What stands for no score. Not NaN: of numbers that processes must agree upon it is unequal to itself.
+# What stands for no score. Not NaN, on which processes could never agree: it equals nothing.
 NO_SCORE = float(np.finfo("float32").max)
 
 # The logit of a class of probability 0: softmax makes it exactly 0, at any temperature up to 100.

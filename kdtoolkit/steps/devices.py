@@ -45,4 +45,3 @@ def shares(model):
 def all_gpus(model):
     """Whether every device of a TensorFlow strategy that splits batches is a GPU."""
     return all("GPU" in device for device in strategy_of(model).extended.worker_devices)
-
