@@ -28,6 +28,7 @@ from kdtoolkit.logits import as_logits as as_logits
 from kdtoolkit.models import attach_exits as attach_exits
 from kdtoolkit.mutual import MutualDistiller as MutualDistiller
 from kdtoolkit.self_distillation import SelfDistiller as SelfDistiller
+from kdtoolkit.steps.workers import is_chief as is_chief
 from kdtoolkit.taps import tap as tap
 from kdtoolkit.transfer import Transfer as Transfer
 from kdtoolkit.version import __version__ as __version__

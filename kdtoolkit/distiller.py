@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kdtoolkit import compiling, fitting, scalars, steps, wiring
+from kdtoolkit import compiling, fitting, placement, scalars, steps, wiring
 from kdtoolkit.data.keys import strip
 from kdtoolkit.graph import TransferGraph, context_of
 from kdtoolkit.logs import LabelLosses
@@ -11,10 +11,11 @@ from kdtoolkit.outputs import Outputs
 from kdtoolkit.registry import public
 from kdtoolkit.saving import KeepsRandomStates
 from kdtoolkit.steps import Stage
+from kdtoolkit.steps.workers import AcrossWorkers
 
 
 @public
-class Distiller(KeepsRandomStates, keras.Model):
+class Distiller(AcrossWorkers, KeepsRandomStates, keras.Model):
     """Trains students with what sources teach them: `fit` it like any Keras model.
 
     Loss of a step:
@@ -81,7 +82,7 @@ class Distiller(KeepsRandomStates, keras.Model):
         name=None,
     ):
         students = wiring.name_nodes(student, "student")
-        teachers = wiring.name_nodes(teacher, "teacher")
+        teachers = placement.placed_teachers(wiring.name_nodes(teacher, "teacher"), students)
         policy = compiling.policy_of(students.values())
         super().__init__(name=name, dtype=policy, autocast=False)
         # Whether `student` and `teacher` came as dicts, for the config.
@@ -325,6 +326,10 @@ class Distiller(KeepsRandomStates, keras.Model):
             return super().evaluate(*args, **kwargs)
         finally:
             self._evaluating = False
+
+    def predict(self, *args, **kwargs):
+        placement.check_predict()
+        return super().predict(*args, **kwargs)
 
     def export(self, filepath, *args, **kwargs):
         """As `keras.Model.export`, of the student alone."""

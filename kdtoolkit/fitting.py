@@ -1,6 +1,6 @@
 """What a distiller does with the arguments of `fit` before Keras gets them."""
 
-from kdtoolkit import checks
+from kdtoolkit import checks, placement
 from kdtoolkit.ahead import build_ahead
 from kdtoolkit.progress import LastCallback, listed, with_progress
 
@@ -13,9 +13,10 @@ def prepared(distiller, given):
         given: dict of the arguments by name.
 
     Raises:
-        ValueError: see `checks.before_fit` and the callbacks.
+        ValueError: see `placement.check`, `checks.before_fit` and the callbacks.
     """
     callbacks = given["callbacks"]
+    placement.check(distiller, {**given, "callbacks": listed(callbacks)})
     x = checks.before_fit(distiller, given["x"], listed(callbacks))
     build_ahead(distiller, x, given["y"])
     given = {**given, "x": x, "callbacks": listed(callbacks)}

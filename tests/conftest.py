@@ -1,4 +1,4 @@
-"""What all tests share: a clean Keras before each, and one pair of virtual replicas."""
+"""What all tests share: a clean Keras before each, and two virtual processors."""
 
 import os
 import tempfile
@@ -34,6 +34,9 @@ def pytest_configure(config):
         return
     # Rich measures the terminal once, when it first prints: tables must fit whoever is first.
     os.environ["COLUMNS"] = "160"
+    # Read when JAX starts; what is on no device in particular stays on the first.
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=2".strip()
     import keras
 
     if keras.backend.backend() == "tensorflow":

@@ -57,7 +57,7 @@ ORDER = [
     {"losses", "logits", "logs", "outputs", "progress", "sources"},
     {"gates"},
     {"transfer"},
-    {"wiring", "wirings", "checks", "compiling"},
+    {"wiring", "wirings", "checks", "compiling", "placement"},
     {"graph", "ensemble", "ahead", "views", "dropout", "cache"},
     {"fitting"},
     {"distiller"},

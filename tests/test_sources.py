@@ -499,7 +499,7 @@ def test_data_without_ids_or_of_another_length_is_refused():
         train(distiller, kd.data.ArrayPipeline(x, y, batch_size=8), None)
     generator = ((x[:8], y[:8]) for _ in range(2))
     with pytest.raises(ValueError, match="needs example ids.*example_ids=True"):
-        train(distiller, generator, None, batch_size=None, shuffle=False)
+        train(distiller, generator, None, batch_size=None, shuffle=False, steps_per_epoch=2)
     with pytest.raises(ValueError, match=r"must know how many.*PredictionMemory\(examples=...\)"):
         train(holding(kd.sources.PredictionMemory()), shuffled_dataset(x, y), None, shuffle=False)
 

@@ -3,12 +3,16 @@
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from kdtoolkit import functional, scalars
 
 #: What a source teaches while it holds nothing yet.
 INITIAL = ("labels", "student")
+
+# What stands for no score. Not NaN, on which processes could never agree: it equals nothing.
+NO_SCORE = float(np.finfo("float32").max)
 
 # The logit of a class of probability 0: softmax makes it exactly 0, at any temperature up to 100.
 NO_LOGIT = -1e4
@@ -49,7 +53,7 @@ class Source(keras.layers.Layer):
             raise ValueError(f"`initial` must be one of {INITIAL}. Received: initial={initial!r}")
         self.follows = follows
         self.initial = initial
-        self._score = scalars.variable(math.nan, "score")
+        self._score = scalars.variable(NO_SCORE, "score")
 
     # What subclasses fill in ------------------------------------------------------------------
 
@@ -107,11 +111,11 @@ class Source(keras.layers.Layer):
         Args:
             score: the monitored value of these weights, kept in `score`; or None.
         """
-        self._score.assign(math.nan if score is None else score)
+        self._score.assign(NO_SCORE if score is None else score)
 
     def reset(self):
         """Forget everything, as before the first batch."""
-        self._score.assign(math.nan)
+        self._score.assign(NO_SCORE)
 
     # What they share --------------------------------------------------------------------------
 
@@ -119,7 +123,7 @@ class Source(keras.layers.Layer):
     def score(self):
         """The monitored value at the last `commit`, None if there was none. It is saved."""
         value = float(ops.convert_to_numpy(self._score))
-        return None if math.isnan(value) else value
+        return None if value == NO_SCORE or math.isnan(value) else value
 
     def in_place_of_nothing(self, student_output, labels):
         """Logits to teach before the first commit, see `initial`.

@@ -171,7 +171,8 @@ class PredictionMemory(_Memory):
     as `Z / (1 - decay^t)` after t commits of the example (temporal ensembling). It then holds
     probabilities, else logits.
 
-    Replicas: each replica writes the examples that it saw, `commit` puts them together.
+    Replicas: each replica writes the examples that it saw, `commit` puts them together. With
+    `MultiWorkerMirroredStrategy` each process holds the tables of all of them for that moment.
 
     Source: Takagi and Hattori, "Reducing Training Time for Distillation of DNN by Self
     Distillation", IPSJ 81st National Convention (2019), 4U-02: algorithm 1, table `tmp` and `y_v`.

@@ -121,35 +121,21 @@ def check_rows(rows, examples, message):
 
 
 def copies(variable):
-    """A variable's value on each replica of this process, read between steps."""
-    return [keras.ops.convert_to_tensor(copy) for copy in _copies(variable)]
+    """A variable's value on each replica, read between steps.
 
-
-def assign_copies(variable, values):
-    """Give each replica's copy of a variable its value, between steps.
-
-    Args:
-        variable: a Keras variable.
-        values: list of arrays, one for each copy, or one for all.
+    The replicas of other processes count too, so all processes must ask at the same time.
     """
-    found = _copies(variable)
-    if len(found) == 1:
-        variable.assign(values[0])
-        return
-    values = values * len(found) if len(values) == 1 else values
-    # Not by the variable itself, which would share a sum out to its copies.
-    for copy, value in zip(found, values, strict=True):
-        copy.assign(keras.ops.cast(value, variable.dtype))
-
-
-def _copies(variable):
     value = variable.value
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         if isinstance(value, tf.distribute.DistributedValues):
-            return list(value.values)
-    return [value]
+            strategy = value.distribute_strategy
+            if strategy.num_replicas_in_sync > len(value.values):
+                each = strategy.run(lambda: tf.convert_to_tensor(value)[None])
+                return tf.unstack(strategy.gather(each, axis=0))
+            return [keras.ops.convert_to_tensor(copy) for copy in value.values]
+    return [keras.ops.convert_to_tensor(value)]
 
 
 def placed(model):

@@ -10,6 +10,7 @@ from keras import ops
 
 from kdtoolkit.data.keys import strip
 from kdtoolkit.steps import only, share, whole
+from kdtoolkit.steps.workers import as_rows
 
 
 def train_step(distiller, *args):
@@ -77,7 +78,7 @@ def _tensorflow(distiller, data):
         total += loss
         if name != names[-1]:
             views[name], _ = _forward(distiller, name, batch[0])
-    return _logs(distiller, batch, trained, total)
+    return as_rows(_logs(distiller, batch, trained, total))
 
 
 class _State:
