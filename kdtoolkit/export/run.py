@@ -10,6 +10,7 @@ import numpy as np
 from kdtoolkit.export.engines import quiet, require
 from kdtoolkit.export.examples import TensorInfo, collect, in_batches, random_examples
 from kdtoolkit.export.metadata import metadata_of
+from kdtoolkit.export.structure import check_computed
 from kdtoolkit.export.summary import parse
 
 # Far more than anyone predicts at once: `collect` wants a limit, prediction has none.
@@ -46,8 +47,8 @@ class LiteRTModel:
 
     def __init__(self, path, num_threads=1):
         content = Path(path).read_bytes()
-        self._interpreter = _open(content, path, num_threads)
-        self.metadata = metadata_of(parse(content, path))
+        self._interpreter, model = _open(content, path, num_threads)
+        self.metadata = metadata_of(model)
         self._inputs, self._outputs = _details(self._interpreter, path)
         self.inputs = tuple(_info(*item) for item in self._inputs.items())
         self.outputs = tuple(_info(*item) for item in self._outputs.items())
@@ -155,7 +156,7 @@ def latency(path, *, num_threads=1, warmup=10, runs=50, seed=0):
         raise ValueError(
             f"`runs` must be at least 1 and `warmup` at least 0. Received: {runs=}, {warmup=}."
         )
-    interpreter = _open(Path(path).read_bytes(), path, num_threads)
+    interpreter, _ = _open(Path(path).read_bytes(), path, num_threads)
     inputs, _ = _details(interpreter, path)
     infos = tuple(_info(*item) for item in inputs.items())
     for info in infos:
@@ -202,8 +203,9 @@ def check_threads(num_threads):
 
 
 def _open(content, path, num_threads):
-    """Return an interpreter with its memory allocated."""
+    """Return an interpreter with its memory allocated, and the parsed file."""
     check_threads(num_threads)
+    model = parse(content, path)
     interpreters = require("ai_edge_litert.interpreter")
     try:
         with quiet():
@@ -211,12 +213,13 @@ def _open(content, path, num_threads):
             # could not be replaced on every system while the interpreter lives.
             interpreter = interpreters.Interpreter(model_content=content, num_threads=num_threads)
             interpreter.allocate_tensors()
+        check_computed(model, interpreter)
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"LiteRT cannot run '{path}' ({len(content)} bytes): {error}. Expected a complete "
             ".tflite file with built-in operations. Export it again with kdtoolkit.export.litert."
         ) from error
-    return interpreter
+    return interpreter, model
 
 
 def _details(interpreter, path):

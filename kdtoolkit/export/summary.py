@@ -10,6 +10,7 @@ from typing import Any
 from kdtoolkit.export.engines import require
 from kdtoolkit.export.examples import TensorInfo
 from kdtoolkit.export.metadata import metadata_of
+from kdtoolkit.export.structure import check_structure
 from kdtoolkit.export.weights import WeightInfo, sparsity_of, weights_of
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -110,13 +111,15 @@ def parse(content, name="the file"):
         The parsed file, as LiteRT's schema describes it.
 
     Raises:
-        ValueError: If it is not a complete .tflite file.
+        ValueError: If it is not a complete .tflite file, or its parts don't fit together.
     """
     tools = require("ai_edge_litert.tools.flatbuffer_utils")
     with _complete(content, name):
         if content[4:8] != b"TFL3":
             raise ValueError("the identifier TFL3 is missing")
-        return tools.read_model_from_bytearray(bytearray(content))
+        model = tools.read_model_from_bytearray(bytearray(content))
+        check_structure(model)
+        return model
 
 
 @contextlib.contextmanager
