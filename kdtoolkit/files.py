@@ -100,15 +100,21 @@ def is_number(value, maximum=math.inf):
 # Archives ---------------------------------------------------------------------------------------
 
 
-def check_archive(path, way_out="Save the model again, or take it from a copy"):
-    """Refuse a `.keras` file that isn't as it was saved, before anything of it is used.
+def check_archive(
+    path,
+    way_out="Save the model again, or take it from a copy",
+    what="a .keras file as model.save writes it",
+):
+    """Refuse a `.keras` or `.npz` file that isn't as it was saved, before anything of it is used.
 
     Every part is compared with its checksum. Keras itself reads weights past it where it can't
-    make sense of them at once, and then takes damaged numbers for good ones.
+    make sense of them at once, and then takes damaged numbers for good ones; NumPy doesn't read a
+    part to its end where an array seems to end before.
 
     Args:
         path: the file.
         way_out: what the message advises, a sentence.
+        what: what the message calls such a file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -124,11 +130,15 @@ def check_archive(path, way_out="Save the model again, or take it from a copy"):
     except Exception as error:
         flaw = f"{type(error).__name__}: {error}"
     if flaw:
-        raise damaged(f"'{path}'", "a .keras file as model.save writes it", flaw, way_out)
+        raise damaged(f"'{path}'", what, flaw, way_out)
 
 
 def _flaw(archive):
     names = archive.namelist()
+    for part in archive.infolist():
+        # A wrong length in the list of parts makes one part swallow the entry of the next.
+        if b"PK\x01\x02" in part.comment + part.extra:
+            return f"a list of parts that is broken at {part.filename!r}"
     for name in names:
         parts = PurePosixPath(name.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or ":" in name or names.count(name) > 1:

@@ -48,6 +48,7 @@ class LiteRTModel:
     def __init__(self, path, num_threads=1):
         content = Path(path).read_bytes()
         self._interpreter, model = _open(content, path, num_threads)
+        self._path = path
         self.metadata = metadata_of(model)
         self._inputs, self._outputs = _details(self._interpreter, path)
         self.inputs = tuple(_info(*item) for item in self._inputs.items())
@@ -92,7 +93,7 @@ class LiteRTModel:
     def _invoke(self, batch):
         for name, details in self._inputs.items():
             self._interpreter.set_tensor(details["index"], _to_integers(batch[name], details))
-        self._interpreter.invoke()
+        _invoke(self._interpreter, self._path)
         return {
             name: _to_reals(self._interpreter.get_tensor(details["index"]), details)
             for name, details in self._outputs.items()
@@ -165,7 +166,7 @@ def latency(path, *, num_threads=1, warmup=10, runs=50, seed=0):
     times = []
     for _ in range(warmup + runs):
         start = time.perf_counter()
-        interpreter.invoke()
+        _invoke(interpreter, path)
         times.append(1000 * (time.perf_counter() - start))
     times = np.asarray(times[warmup:])
     p95 = float(np.percentile(times, 95))
@@ -209,17 +210,27 @@ def _open(content, path, num_threads):
     interpreters = require("ai_edge_litert.interpreter")
     try:
         with quiet():
+            check_computed(model, content)
             # From memory, not from the path: the interpreter would map the file, which then
             # could not be replaced on every system while the interpreter lives.
             interpreter = interpreters.Interpreter(model_content=content, num_threads=num_threads)
             interpreter.allocate_tensors()
-        check_computed(model, interpreter)
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"LiteRT cannot run '{path}' ({len(content)} bytes): {error}. Expected a complete "
             ".tflite file with built-in operations. Export it again with kdtoolkit.export.litert."
         ) from error
     return interpreter, model
+
+
+def _invoke(interpreter, path):
+    try:
+        interpreter.invoke()
+    except RuntimeError as error:
+        raise ValueError(
+            f"LiteRT could not run '{path}' to its end: {error}. Expected a complete .tflite file. "
+            "Export it again with kdtoolkit.export.litert."
+        ) from error
 
 
 def _details(interpreter, path):

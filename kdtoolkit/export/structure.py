@@ -58,18 +58,26 @@ def check_structure(model):
         _check_numbers([entry.buffer], len(model.buffers), "the buffer of metadata")
 
 
-def check_computed(model, interpreter):
+def check_computed(model, content):
     """Refuse a file in which LiteRT computes other shapes than the file says.
 
     An input that is larger by a flipped bit makes all that follows larger, up to hours of work.
 
     Args:
         model: The parsed file.
-        interpreter: With its memory allocated, before it runs.
+        content: The file as `bytes`.
 
     Raises:
         ValueError: What doesn't fit.
+        RuntimeError: LiteRT can't run the file.
     """
+    interpreters = require("ai_edge_litert.interpreter")
+    # Without delegates, inside of which no shapes are known.
+    plain = interpreters.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    interpreter = interpreters.Interpreter(
+        model_content=content, experimental_op_resolver_type=plain
+    )
+    interpreter.allocate_tensors()
     tensors = model.subgraphs[0].tensors
     for details in interpreter.get_tensor_details():
         index = details["index"]

@@ -22,8 +22,8 @@ import numpy as np
 from kdtoolkit.files import check_archive, damaged, draft_of, is_number, read_json, write_json
 
 _WAY_OUT = (
-    "Take it from a copy. Nothing was changed. To train the generation again, delete its folder and "
-    "those of later ones; for a new run, use another `directory`"
+    "Nothing was changed. Take the file from a copy; or delete the folders of this generation and "
+    "of later ones to train them again; or give a new run another `directory`"
 )
 
 
@@ -195,7 +195,10 @@ def check_settings(directory, settings):
         directory.mkdir(parents=True, exist_ok=True)
         write_json(file, settings, default=_as_plain)
         return
-    old, new = dict(_leaves(read_json(file, _WAY_OUT))), dict(_leaves(settings))
+    stored = read_json(file, _WAY_OUT)
+    if stored.keys() - settings.keys():
+        raise damaged(file, f"the settings {list(settings)}", list(stored), _WAY_OUT)
+    old, new = dict(_leaves(stored)), dict(_leaves(settings))
     changed = [
         f"{key}: {old.get(key)} before, {new.get(key)} now"
         for key in sorted(old.keys() | new.keys())
