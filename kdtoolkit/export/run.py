@@ -1,5 +1,6 @@
 """Run and time .tflite files with the LiteRT interpreter."""
 
+import contextlib
 import statistics
 import time
 from dataclasses import asdict, dataclass, replace
@@ -91,13 +92,14 @@ class LiteRTModel:
         )
 
     def _invoke(self, batch):
-        for name, details in self._inputs.items():
-            self._interpreter.set_tensor(details["index"], _to_integers(batch[name], details))
-        _invoke(self._interpreter, self._path)
-        return {
-            name: _to_reals(self._interpreter.get_tensor(details["index"]), details)
-            for name, details in self._outputs.items()
-        }
+        with _running(self._path):
+            for name, details in self._inputs.items():
+                self._interpreter.set_tensor(details["index"], _to_integers(batch[name], details))
+            self._interpreter.invoke()
+            return {
+                name: _to_reals(self._interpreter.get_tensor(details["index"]), details)
+                for name, details in self._outputs.items()
+            }
 
 
 @dataclass(frozen=True)
@@ -162,12 +164,14 @@ def latency(path, *, num_threads=1, warmup=10, runs=50, seed=0):
     infos = tuple(_info(*item) for item in inputs.items())
     for info in infos:
         values = random_examples((info,), info.shape[0] if info.shape else 1, seed)[info.name]
-        interpreter.set_tensor(inputs[info.name]["index"], values.reshape(info.shape))
+        with _running(path):
+            interpreter.set_tensor(inputs[info.name]["index"], values.reshape(info.shape))
     times = []
-    for _ in range(warmup + runs):
-        start = time.perf_counter()
-        _invoke(interpreter, path)
-        times.append(1000 * (time.perf_counter() - start))
+    with _running(path):
+        for _ in range(warmup + runs):
+            start = time.perf_counter()
+            interpreter.invoke()
+            times.append(1000 * (time.perf_counter() - start))
     times = np.asarray(times[warmup:])
     p95 = float(np.percentile(times, 95))
     return Latency(float(np.median(times)), float(times.min()), p95, runs, num_threads)
@@ -223,10 +227,11 @@ def _open(content, path, num_threads):
     return interpreter, model
 
 
-def _invoke(interpreter, path):
+@contextlib.contextmanager
+def _running(path):
     try:
-        interpreter.invoke()
-    except RuntimeError as error:
+        yield
+    except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"LiteRT could not run '{path}' to its end: {error}. Expected a complete .tflite file. "
             "Export it again with kdtoolkit.export.litert."

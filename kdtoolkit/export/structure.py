@@ -38,6 +38,9 @@ def check_structure(model):
     tools = require("ai_edge_litert.tools.flatbuffer_utils")
     _check(bool(model.subgraphs), "it has no graph")
     for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            # A text that isn't one ends here, and not where LiteRT's records are read.
+            (tensor.name or b"").decode()
         for index, tensor in enumerate(graph.tensors):
             _check_tensor(model, tensor, tools.type_to_name(tensor.type), f"tensor {index}")
         count = len(graph.tensors)
