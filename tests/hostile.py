@@ -47,6 +47,10 @@ PACKAGE = str(pathlib.Path(kd.__file__).parent)
 OURS = (ValueError, TypeError, NotImplementedError, FileNotFoundError, FileExistsError)
 #: What Keras says of its own arguments, where ours are handed on to it.
 KERAS_SAYS = re.compile(
+    r"incompatible with the layer|Invalid input shape|Unrecognized data type: [xy]="
+    r"|Data cardinality is ambiguous|Argument `seed` must be an integer"
+    r"|Invalid value received for argument `rate`|Invalid value for argument l2"
+    r"|"
     r"Invalid value for argument `?reduction|`name` must be a string|Argument `name` must be"
     r"|Cannot interpret `dtype`|Invalid dtype|`?dtype`? .*must be|optimizer"
 )

@@ -164,10 +164,9 @@ DISTILLERS = {
         lambda distiller: distiller.compile("sgd", crossentropy()),
     ),
     "fit": Template(
-        lambda x, y, sample_weight, epochs, batch_size: _distiller().fit(
-            x, y, sample_weight=sample_weight, epochs=epochs, batch_size=batch_size, verbose=0
-        ),
-        lambda: {"x": X, "y": Y, "sample_weight": None, "epochs": 1, "batch_size": 3},
+        # The other arguments are Keras's.
+        lambda x, sample_weight: _distiller().fit(x, Y, sample_weight=sample_weight, verbose=0),
+        lambda: {"x": X, "sample_weight": None},
     ),
 }  # fmt: skip
 

@@ -564,7 +564,7 @@ RECIPES = {
         TypeError,
         "names or functions",
     ),
-    "no epoch": ({"epochs": 0}, ValueError, "`epochs` must be 1 or more"),
+    "no epoch": ({"epochs": 0}, ValueError, "`epochs` of Recipe must be an integer >= 1"),
     "select": ({"select": "test"}, ValueError, "'best', 'last'"),
     "monitor": ({"monitor": "accuracy"}, ValueError, "value of the validation"),
 }

@@ -13,6 +13,7 @@ from kdtoolkit.export.examples import TensorInfo, collect, in_batches, random_ex
 from kdtoolkit.export.metadata import metadata_of
 from kdtoolkit.export.structure import check_computed
 from kdtoolkit.export.summary import parse
+from kdtoolkit.registry import expects
 
 # Far more than anyone predicts at once: `collect` wants a limit, prediction has none.
 _NO_LIMIT = 2**62
@@ -46,6 +47,7 @@ class LiteRTModel:
     ```
     """
 
+    @expects(path="path")
     def __init__(self, path, num_threads=1):
         content = Path(path).read_bytes()
         self._interpreter, model = _open(content, path, num_threads)
@@ -128,6 +130,7 @@ class Latency:
         return f"{self.median_ms:.3f} ms ({self.num_threads} thread(s))"
 
 
+@expects(path="path", warmup="whole", runs="whole", seed="seed")
 def latency(path, *, num_threads=1, warmup=10, runs=50, seed=0):
     """Time a `.tflite` file on random inputs, one invocation at a time.
 

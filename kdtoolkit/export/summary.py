@@ -12,6 +12,7 @@ from kdtoolkit.export.examples import TensorInfo
 from kdtoolkit.export.metadata import metadata_of
 from kdtoolkit.export.structure import check_structure
 from kdtoolkit.export.weights import WeightInfo, sparsity_of, weights_of
+from kdtoolkit.registry import expects
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -55,6 +56,7 @@ class FileSummary:
         return asdict(self)
 
 
+@expects(path="path")
 def inspect(path):
     """Summarise a `.tflite` file without running it.
 

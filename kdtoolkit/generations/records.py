@@ -20,6 +20,7 @@ import keras
 import numpy as np
 
 from kdtoolkit.files import check_archive, damaged, draft_of, is_number, read_json, write_json
+from kdtoolkit.registry import expects
 
 _WAY_OUT = (
     "Nothing was changed. Take the file from a copy; or delete the folders of this generation and "
@@ -109,6 +110,7 @@ class GenerationFolder:
         shutil.rmtree(self.checkpoint, ignore_errors=True)
 
 
+@expects(directory="path")
 def load_generations(directory):
     """The records of a run, finished or not.
 
@@ -137,6 +139,7 @@ def load_generations(directory):
     return records
 
 
+@expects(directory="path", generation="count")
 def load_network(directory, generation):
     """The network of one finished generation.
 

@@ -5,7 +5,7 @@ import inspect
 import keras
 
 from kdtoolkit.functional import as_numbers
-from kdtoolkit.registry import public
+from kdtoolkit.registry import expects, public
 from kdtoolkit.scalars import Scalar, number
 
 #: What a loss may ask for beside the two networks' outputs.
@@ -102,6 +102,7 @@ class TransferLoss(PerExampleLoss):
     #: "any".
     reads = "any"
 
+    @expects(reduction="optional text", name="text", dtype="dtype")
     def __init__(self, reduction="sum_over_batch_size", name=None, dtype=None):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.needs = needs_of(self.values)
