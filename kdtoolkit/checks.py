@@ -193,6 +193,11 @@ def before_fit(distiller, x, callbacks):
         ValueError: see `check_callbacks`, `with_example_ids`, `check_sources`.
     """
     check_callbacks(distiller, callbacks)
+    shapes = [np.shape(leaf) for leaf in keras.tree.flatten(x)] if is_arrays(x) else []
+    if any(shape[:1] in ((), (0,)) for shape in shapes):
+        raise ValueError(
+            f"`fit` expects examples on the first axis of `x`, 1 or more. Received: shapes {shapes}"
+        )
     with placed(distiller):
         losses = [transfer.loss for transfer in distiller.transfers if transfer.needs_ids]
         x = with_example_ids(distiller.sources.values(), losses, x)

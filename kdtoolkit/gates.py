@@ -133,7 +133,7 @@ class Correct(Gate):
                 "a source with one output, or a transfer that reads the output by its key. "
                 "Received: a transfer of an inner layer."
             )
-        source = ops.convert_to_tensor(source)
+        source = functional.as_numbers(source, "logits of the source", minimum_rank=1)
         functional.check_logits(source.shape, source.shape, "The gate 'correct'")
         right = functional.class_numbers(labels, source)
         chosen = ops.cast(ops.argmax(source, axis=-1), right.dtype)

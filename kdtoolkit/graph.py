@@ -47,6 +47,11 @@ class TransferGraph(keras.layers.Layer):
         # One attribute each: PyTorch finds parameters in attributes only, not in dicts.
         for name, model in {**students, **teachers}.items():
             setattr(self, f"node_{name}", model)
+        if not isinstance(preprocess, dict):
+            raise TypeError(
+                "`preprocess` must be a dict from names of nodes to layers. "
+                f"Received: preprocess={preprocess!r}"
+            )
         self.preprocessed = list(preprocess)
         for name, layer in preprocess.items():
             self._check_preprocess(name, layer)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdtoolkit.registry import public
+from kdtoolkit.registry import expects, public
 
 
 @public
@@ -27,6 +27,7 @@ class LogProbabilities(keras.layers.Layer):
         return config
 
 
+@expects(model="model")
 def as_logits(model):
     """A model that returns logits, from one that ends in a softmax.
 

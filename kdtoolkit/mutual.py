@@ -119,7 +119,7 @@ class MutualDistiller(Distiller):
             "source_layer": source_layer,
             "student_layer": student_layer,
         }
-        teachers, extra = wiring.name_nodes(teacher, "teacher"), list(transfers)
+        teachers, extra = wiring.name_nodes(teacher, "teacher"), wiring.listed(transfers)
         sources, mutual = _mutual(students, teachers, **settings)
         _check_teachers(students, teachers, sources, [*mutual, *extra])
         super().__init__(
@@ -238,7 +238,7 @@ def _copy(optimizer, name):
 
 def _named(students):
     if not isinstance(students, dict):
-        students = [students] if isinstance(students, keras.Model) else list(students)
+        students = students if isinstance(students, list | tuple) else [students]
         students = {f"student{index}": model for index, model in enumerate(students, start=1)}
     if len(students) < 2:
         raise ValueError(

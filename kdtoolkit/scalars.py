@@ -30,7 +30,7 @@ def checked(value, name, owner, *, minimum=-math.inf, above=-math.inf, maximum=m
     try:
         # float() would read the text "4" as a number.
         result = math.nan if isinstance(value, str) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         result = math.nan
     if not (math.isfinite(result) and minimum <= result <= maximum and result > above):
         raise ValueError(f"`{name}` of {owner} must be {expected}. Received: {name}={value!r}")

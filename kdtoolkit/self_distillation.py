@@ -188,7 +188,7 @@ class SelfDistiller(Distiller):
 def _as_source(source, student):
     if isinstance(source, Source):
         return source
-    if source not in SOURCES:
+    if not isinstance(source, str) or source not in SOURCES:
         raise ValueError(
             f"`source` must be one of {sorted(SOURCES)} or a kd.sources.Source. "
             f"Received: source={source!r}"

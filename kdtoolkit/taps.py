@@ -17,7 +17,7 @@ import threading
 
 import keras
 
-from kdtoolkit.registry import public
+from kdtoolkit.registry import expects, public
 
 _LOCK = threading.Lock()
 _AROUND = {}
@@ -291,6 +291,7 @@ class Tapped(keras.Model):
         return cls(keras.saving.deserialize_keras_object(config.pop("model")), **config)
 
 
+@expects(model="model", layers="several")
 def tap(model, layers):
     """A model that shares the weights of `model` and also returns inner tensors by path.
 

@@ -123,7 +123,7 @@ def default_transfers(teachers):
 
 
 def _end(given, known, candidates, argument, transfer):
-    if given in known:
+    if isinstance(given, str) and given in known:
         return given
     if given is None and len(candidates) == 1:
         return next(iter(candidates))
@@ -132,6 +132,16 @@ def _end(given, known, candidates, argument, transfer):
         f"`{argument}` of transfer '{transfer.name}' {problem}. Expected one of "
         f"{sorted(known)}. Received: {argument}={given!r}"
     )
+
+
+def listed(transfers):
+    """What was given as `transfers`, as a list."""
+    if not isinstance(transfers, list | tuple):
+        raise TypeError(
+            f"`transfers` must be a list of kd.Transfer objects. Received: {transfers!r}. Write "
+            "`[kd.Transfer(loss, weight=...)]`."
+        )
+    return list(transfers)
 
 
 def connect_edges(transfers, students, teachers):
@@ -143,7 +153,7 @@ def connect_edges(transfers, students, teachers):
             output to the same output.
     """
     edges, seen = [], set()
-    for transfer in transfers:
+    for transfer in listed(transfers):
         if not isinstance(transfer, Transfer):
             raise TypeError(
                 "`transfers` must be a list of kd.Transfer objects. "

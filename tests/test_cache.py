@@ -23,9 +23,9 @@ from kdtoolkit.cache import speaker as speaking
 from kdtoolkit.cache.contents import Contents, divergence
 from kdtoolkit.cache.draft import Draft
 from kdtoolkit.cache.format import Column
-from kdtoolkit.cache.locks import alone
 from kdtoolkit.cache.lookup import Lookup
 from kdtoolkit.data.keys import is_arrays
+from kdtoolkit.locks import alone
 from tests import reference
 from tests.helpers import array, gradient
 from tests.support import CLASSES, FEATURES, crossentropy, data, dense, fit
@@ -577,7 +577,7 @@ def test_a_finished_cache_is_compared_with_teacher_and_data(tmp_path):
 def test_processes_that_build_the_same_wait_for_each_other(tmp_path):
     with alone(tmp_path / "cache", (0, 1)):
         code = (
-            "import sys; from kdtoolkit.cache.locks import alone\n"
+            "import sys; from kdtoolkit.locks import alone\n"
             "with alone(sys.argv[1], (0, 1)): print('in', flush=True)"
         )
         environment = {**os.environ, "KERAS_BACKEND": "numpy"}

@@ -39,9 +39,7 @@ def addresses(environment):
     nodes = hosts(environment["SLURM_JOB_NODELIST"])
     counts = tasks_per_node(environment["SLURM_TASKS_PER_NODE"])
     pairs = zip(nodes, counts, strict=True)
-    return list(
-        itertools.chain(*([f"{n}:{PORT + i}" for i in range(count)] for n, count in pairs))
-    )
+    return list(itertools.chain(*([f"{n}:{PORT + i}" for i in range(count)] for n, count in pairs)))
 
 
 def main():

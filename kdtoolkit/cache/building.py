@@ -10,9 +10,9 @@ from kdtoolkit.cache.contents import INPUTS_CRC, divergence
 from kdtoolkit.cache.draft import Draft, size_of
 from kdtoolkit.cache.examples import examples_of
 from kdtoolkit.cache.fingerprints import checksums, description, fingerprint
-from kdtoolkit.cache.locks import alone
 from kdtoolkit.cache.source import CachedTeacher
 from kdtoolkit.cache.speaker import Speaker
+from kdtoolkit.locks import alone
 
 #: How many examples the finished cache is compared with the teacher on.
 VERIFIED = 64

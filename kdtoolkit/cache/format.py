@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kdtoolkit import files
+
 MAGIC = b"KDCACHE1"
 FORMAT = 1
 DTYPES = ("float32", "float16", "uint8", "uint16", "uint32", "int32")
@@ -223,10 +225,7 @@ def building_path(path):
 
 def damaged(path, expected, received):
     """The `ValueError` of a file that isn't as it was written."""
-    expected, received = f"{expected}"[:200], f"{received}"[:200]
-    return ValueError(
-        f"{path} is damaged: Expected {expected}. Received: {received}. Build the cache again"
-    )
+    return files.damaged(path, expected, received, "Build the cache again")
 
 
 def read_shard(path):

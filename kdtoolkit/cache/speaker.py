@@ -65,6 +65,10 @@ class _Pass(keras.Model):
     def __init__(self, teacher, layers, preprocess):
         super().__init__(name=f"{teacher.name}_speaks", autocast=False)
         self.teacher = teacher
+        if preprocess is not None and not callable(preprocess):
+            raise TypeError(
+                f"`preprocess` must be a layer, or None. Received: preprocess={preprocess!r}"
+            )
         self.preprocess = preprocess
         self._taps = Taps(teacher, layers)
         self.built = True

@@ -1,15 +1,13 @@
 """The files of a run's checkpoints: whole or not there, the newest few, damage told by name."""
 
-import io
 import os
 import re
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from kdtoolkit.files import draft_of
+from kdtoolkit.files import check_archive, draft_of
 
 _NAME = re.compile(r"epoch-(\d{5,})(?:-batch-(\d{6,}))?\.npz")
 
@@ -71,25 +69,14 @@ class Checkpoints:
         Raises:
             ValueError: the file is damaged.
         """
+        older = [self.path(found).name for found in self.positions() if found < position]
+        way_out = f"move it away: '{older[-1]}' is the one before" if older else "start anew"
         path = self.path(position)
-        try:
-            with zipfile.ZipFile(path) as archive:
-                # Whole entries, since only their end has them compared with their checksum.
-                names = archive.namelist()
-                return {name.removesuffix(".npy"): _array(archive.read(name)) for name in names}
-        except (OSError, MemoryError):
-            raise
-        except Exception as error:  # What a damaged archive raises has no common class.
-            older = [self.path(p).name for p in self.positions() if p < position]
-            way_out = f"move it away: '{older[-1]}' is the one before" if older else "start anew"
-            raise ValueError(
-                f"The checkpoint '{path}' is damaged: {error}. Expected the file as it was "
-                f"written. Copy it again from where it is whole, or {way_out}"
-            ) from error
-
-
-def _array(content):
-    return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        check_archive(
+            path, f"Copy it again from where it is whole, or {way_out}", "a checkpoint of Resume"
+        )
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
 
 
 def _sync(directory):

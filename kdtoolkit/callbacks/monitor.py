@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from kdtoolkit.registry import expects
+
 MODES = ("auto", "min", "max")
 
 
@@ -20,6 +22,7 @@ class Monitor:
         ValueError: another mode.
     """
 
+    @expects(monitor="text", mode="text")
     def __init__(self, monitor, mode):
         super().__init__()
         if mode not in MODES:

@@ -11,10 +11,10 @@ from kdtoolkit.callbacks.checkpoints import Checkpoints, Position
 from kdtoolkit.callbacks.order import in_order
 from kdtoolkit.callbacks.state import stateful, with_state
 from kdtoolkit.data.epochs import repeats, set_epoch
-from kdtoolkit.files import claim
+from kdtoolkit.locks import claim
 from kdtoolkit.progress import LastCallback
-from kdtoolkit.steps.processes import earliest, processes
 from kdtoolkit.steps.skipping import Skipping
+from kdtoolkit.steps.workers import earliest, processes, rank
 
 _NO_ORDER = (
     "Resume doesn't know the order of this data, so the run goes on at the start of an epoch, and "
@@ -132,7 +132,7 @@ class Resume(LastCallback):
         self._start, self._saved = None, None
         self._skipping = None
         self._epoch = self._saved_batch = 0
-        self._processes = (0, 1)
+        self._alone = True
 
     @property
     def directory(self):
@@ -145,12 +145,9 @@ class Resume(LastCallback):
 
         The number of epochs of `fit`, if a callback stopped the run.
         """
-        self._settle()
-        position = self._newest()
-        return 0 if position is None else int(self._checkpoints.read(position)["next_epoch"])
+        return self._next_epoch(None)
 
     def prepare(self, model, given):
-        self._settle(model)
         others = [callback for callback in given["callbacks"] if callback is not self]
         if any(isinstance(c, keras.callbacks.BackupAndRestore) for c in others):
             raise ValueError(
@@ -161,7 +158,7 @@ class Resume(LastCallback):
         if self.callbacks is None:
             self.callbacks = with_state(others)
         given, self._data = in_order(given, self.seed)
-        return {**given, "initial_epoch": given.get("initial_epoch") or self.epoch}
+        return {**given, "initial_epoch": given.get("initial_epoch") or self._next_epoch(model)}
 
     # What Keras calls -------------------------------------------------------------------------
 
@@ -191,7 +188,7 @@ class Resume(LastCallback):
             self._state.compare(self._saved, self.directory)
             self._state.give(self._saved, metrics=False)
             self._history = {n: v.tolist() for n, v in below(self._saved, "history/").items()}
-            model.history.history = {name: list(v) for name, v in self._history.items()}
+            self._history_of_fit.history = {name: list(v) for name, v in self._history.items()}
         self._unmute()
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -199,9 +196,11 @@ class Resume(LastCallback):
         if self._start is not None:
             self._check_first(epoch)
             # Keras starts this list after all callbacks have begun.
-            self.model.history.epoch = list(range(epoch))
+            self._history_of_fit.epoch = list(range(epoch))
             if self._start.batch:
                 self._skip()
+            else:
+                self._saved = None
             self._start = None
         if repeats(self._data):
             set_epoch(self._data, epoch)
@@ -226,22 +225,28 @@ class Resume(LastCallback):
 
     def on_train_end(self, logs=None):
         if self._start is not None:
-            self.model.history.epoch = list(range(self._start.epoch))
+            self._history_of_fit.epoch = list(range(self._start.epoch))
 
     # Going on ---------------------------------------------------------------------------------
 
+    @property
+    def _history_of_fit(self):
+        """What `fit` returns; a list of callbacks that was made by hand may lack it."""
+        return getattr(self.model, "history", None) or keras.callbacks.History()
+
     def _settle(self, model=None):
         """Learn which process of several this is: each has a folder of its own."""
-        self._processes = index, count = processes(model) if self._alone else self._processes
-        if self._alone and count > 1:
-            own = self.directory / f"process-{index}-of-{count}"
+        if self._alone and processes(model) > 1:
+            self._alone = False
+            own = self.directory / f"process-{rank(model)}-of-{processes(model)}"
             self._checkpoints = Checkpoints(own, self._checkpoints.keep)
 
-    @property
-    def _alone(self):
-        return self._processes[1] == 1
+    def _next_epoch(self, model):
+        self._settle(model)
+        position = self._newest(model)
+        return 0 if position is None else int(self._checkpoints.read(position)["next_epoch"])
 
-    def _newest(self, model=None):
+    def _newest(self, model):
         """The position of the newest checkpoint, of those that all processes have, or None."""
         found = self._checkpoints.positions()
         newest = found[-1] if found else None

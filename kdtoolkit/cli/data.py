@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kdtoolkit.files import check_archive
+
 
 def load(path, x=None, y=None):
     """Read a data file. Nothing in it is run: pickled objects are refused.
@@ -44,6 +46,8 @@ def load(path, x=None, y=None):
 
 def _arrays(path):
     try:
+        if path.suffix == ".npz":
+            check_archive(path, "Write it again", "an .npz file as np.savez writes it")
         # NumPy leaves a file open that it opened itself and could not read.
         with path.open("rb") as file:
             found = np.load(file, allow_pickle=False)

@@ -13,6 +13,7 @@ from kdtoolkit.compress import ActivationRange
 from kdtoolkit.export import LiteRTModel, litert
 from kdtoolkit.export.examples import collect, in_batches
 from kdtoolkit.export.graph import describe, is_tf_keras
+from kdtoolkit.files import check_archive
 from kdtoolkit.taps import walk
 
 _BATCH = 256
@@ -134,9 +135,10 @@ def load_model(path, prefix=""):
         The `keras.Model`.
 
     Raises:
-        ValueError: If it cannot be loaded.
+        ValueError: If it is damaged or cannot be loaded.
     """
     try:
+        check_archive(path)
         return keras.saving.load_model(path, compile=False)
     # Layers of other people are rebuilt here, and may raise anything.
     except Exception as error:

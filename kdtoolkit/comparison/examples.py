@@ -31,6 +31,8 @@ def examples_of(x, y):
                 "labels. Leave out `y`, or the labels in the batches."
             )
         y = found if y is None else y
+    if not all(np.shape(array) for array in keras.tree.flatten(x)):
+        raise ValueError("`x` must have the examples on its first axis. Received: a number.")
     lengths = {len(array) for array in keras.tree.flatten(x)}
     if len(lengths) != 1 or not min(lengths):
         raise ValueError(
@@ -78,7 +80,7 @@ def _joined(parts):
 
 def _classes(y, count):
     """Labels as class numbers `(examples,)`."""
-    y = np.asarray(y)
+    y = np.atleast_1d(np.asarray(y))
     if len(y.shape) == 2 and y.shape[1] > 1 and y.dtype.kind in "fiub":
         if np.abs(y.sum(axis=1) - 1).max(initial=0) > 1e-3:
             raise ValueError(

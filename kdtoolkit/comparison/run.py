@@ -1,6 +1,7 @@
 """Compare networks and files on the same examples."""
 
 import tempfile
+from collections.abc import Iterable
 
 import keras
 import numpy as np
@@ -151,6 +152,8 @@ def _check_classes(classes, y):
 
 
 def _class_names(names, count):
+    if names is not None and (isinstance(names, str) or not isinstance(names, Iterable)):
+        raise TypeError(f"`class_names` must be a list of names. Received: class_names={names!r}")
     names = list(map(str, range(count) if names is None else names))
     if len(names) != count:
         raise ValueError(

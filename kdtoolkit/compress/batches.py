@@ -19,6 +19,8 @@ def batches_of(data, batch_size, what):
     Raises:
         TypeError: if it is none of these.
     """
+    if isinstance(data, str | bytes):
+        raise TypeError(f"`{what}` must be arrays or an iterable of batches. Received: {data!r}")
     leaves = keras.tree.flatten(data)
     if leaves and all(isinstance(leaf, np.ndarray) or keras.ops.is_tensor(leaf) for leaf in leaves):
         for start in range(0, len(leaves[0]), batch_size):
@@ -46,6 +48,11 @@ def run_on(function, data, batch_size, batches, what):
     count = 0
     for count, batch in enumerate(itertools.islice(batches_of(data, batch_size, what), batches), 1):
         for leaf in keras.tree.flatten(batch):
+            if not np.shape(leaf):
+                raise ValueError(
+                    f"`{what}` must hold batches with the examples on the first axis. Received: "
+                    f"{leaf!r} as batch {count}"
+                )
             if not np.isfinite(keras.ops.convert_to_numpy(leaf).astype("float64")).all():
                 raise ValueError(
                     f"`{what}` must hold finite numbers. Received: NaN or infinity in batch {count}"

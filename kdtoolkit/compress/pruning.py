@@ -10,6 +10,7 @@ import numpy as np
 from kdtoolkit.compress.masks import Mask, pattern_kept, smallest_pruned
 from kdtoolkit.compress.weights import weights_of
 from kdtoolkit.compress.wrapping import compressed_layers, with_changes
+from kdtoolkit.registry import expects
 
 SCOPES = ("layer", "global")
 
@@ -177,6 +178,7 @@ class GradualPruning(keras.callbacks.Callback):
         0.5
     """
 
+    @expects(network="model")
     def __init__(
         self, network, sparsity, *, end_step, begin_step=0, initial=0.0, power=3.0, every=100
     ):

@@ -3,9 +3,11 @@
 from keras import layers
 
 from kdtoolkit.compress.batches import run_on
+from kdtoolkit.registry import expects
 from kdtoolkit.taps import around_calls, walk
 
 
+@expects(model="model")
 def recalibrate_batchnorm(model, data, *, batch_size=64, batches=100):
     """Measures the statistics of batch normalisation anew, in place.
 

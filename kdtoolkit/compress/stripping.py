@@ -7,8 +7,10 @@ from kdtoolkit.compress.ranges import ActivationRange
 from kdtoolkit.compress.rebuilding import copy_of, transform
 from kdtoolkit.compress.weights import weights_of
 from kdtoolkit.compress.wrapping import holders, values_of
+from kdtoolkit.registry import expects
 
 
+@expects(model="model")
 def strip(model):
     """Gives a plain network with the weights that a compressed one computes with.
 
@@ -56,6 +58,7 @@ def _stripped(compressed):
     return compressed.layer
 
 
+@expects(model="model")
 def summary(model):
     """What was compressed in a network, weight by weight.
 

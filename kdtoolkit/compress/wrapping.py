@@ -1,9 +1,12 @@
 """Choosing layers by name, and adding changes to their weights in a copy of the network."""
 
+from collections.abc import Iterable
+
 from kdtoolkit.compress.changed import Compressed
 from kdtoolkit.compress.rebuilding import copy_of, exchange
 from kdtoolkit.compress.weights import weights_of
 from kdtoolkit.inner import plain_graph
+from kdtoolkit.registry import expects
 
 
 def plain(layer):
@@ -22,7 +25,7 @@ def chosen(model, layers):
         return lambda layer: True
     if callable(layers):
         return lambda layer: bool(layers(plain(layer)))
-    if isinstance(layers, str):
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
         raise TypeError(f"`layers` must be a list of names or a function. Received: {layers!r}")
     wanted = set(layers)
     known = [layer.name for layer in holders(model)]
@@ -35,6 +38,7 @@ def chosen(model, layers):
     return lambda layer: layer.name in wanted
 
 
+@expects(model="model")
 def layers_of(model):
     """The layers of a model and of the functional models nested in it, each once, in order."""
     found = {}

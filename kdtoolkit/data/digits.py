@@ -5,8 +5,10 @@ import math
 
 from kdtoolkit.data.record import build_dataset
 from kdtoolkit.data.splits import noisy_labels, split
+from kdtoolkit.registry import expects
 
 
+@expects(seed="seed", image_shape="shape")
 def load_digits(
     *,
     seed=0,

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kdtoolkit.registry import expects
+
 
 class Split(NamedTuple):
     """Two parts of a data set, and where their examples came from.
@@ -22,6 +24,7 @@ class Split(NamedTuple):
     val_index: np.ndarray
 
 
+@expects(seed="seed")
 def split(x, y, fraction, seed, stratify=True):
     """Holds out a share of the examples, by default the same share of every class.
 
@@ -60,6 +63,7 @@ def split(x, y, fraction, seed, stratify=True):
     return Split(x[train_index], y[train_index], x[held_out], y[held_out], train_index, held_out)
 
 
+@expects(seed="seed")
 def choose(y, count, seed, stratify=True):
     """Chooses `count` rows of `y` at random, in equal shares of every class if `stratify`.
 
@@ -101,6 +105,7 @@ def choose(y, count, seed, stratify=True):
     return np.sort(np.concatenate(chosen)) if chosen else order
 
 
+@expects(seed="seed")
 def noisy_labels(y, fraction, num_classes, seed):
     """Gives a share of the examples a wrong label (symmetric noise).
 

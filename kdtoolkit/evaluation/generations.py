@@ -13,6 +13,7 @@ from dataclasses import asdict
 import numpy as np
 
 from kdtoolkit.evaluation.statistics import compare, holm, summary
+from kdtoolkit.registry import expects
 
 COLUMNS = ("method", "trial", "generation", "test_accuracy", "val_accuracy", "seconds", "epochs")
 
@@ -22,6 +23,7 @@ def as_dict(row):
     return dict(row) if isinstance(row, Mapping) else {key: _read(row, key) for key in COLUMNS}
 
 
+@expects(rows="several", value="text")
 def by_generation(rows, value):
     """Collects one value of all rows by method and generation.
 
@@ -54,6 +56,7 @@ def by_generation(rows, value):
     }
 
 
+@expects(rows="several", value="text")
 def cumulative(rows, value="seconds"):
     """Adds to each row what its trial has needed from the first generation up to this one.
 
@@ -92,6 +95,7 @@ def cumulative(rows, value="seconds"):
     return rows
 
 
+@expects(rows="several")
 def generation_table(rows):
     """Summarises an experiment: one line per method and generation.
 
@@ -130,6 +134,7 @@ def generation_table(rows):
     return table
 
 
+@expects(rows="several", first="text", second="text", value="text")
 def compare_methods(rows, first, second, value="test_accuracy", paired=True):
     """Compares two methods generation by generation.
 
@@ -166,6 +171,7 @@ def compare_methods(rows, first, second, value="test_accuracy", paired=True):
     return _compared(results, [(generation, generation) for generation in common], paired)
 
 
+@expects(rows="several", first="text", second="text", value="text")
 def compare_matrix(rows, first, second, value="test_accuracy", paired=True):
     """Compares each generation of one method with each generation of another.
 

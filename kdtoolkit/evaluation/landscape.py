@@ -1,7 +1,9 @@
 """How the loss rises when noise is added to trained weights."""
 
 import math
+from collections.abc import Iterable
 
+import keras
 import numpy as np
 
 from kdtoolkit.evaluation import weights
@@ -220,18 +222,23 @@ def _named(models):
         named = dict(models)
     else:
         models = models if isinstance(models, list | tuple) else [models]
-        named = {model.name: model for model in models}
+        named = {getattr(model, "name", f"{model!r}"): model for model in models}
         if len(named) < len(models):
             raise ValueError(
                 "Networks must have different names. Received: "
                 f"{[model.name for model in models]}. Use a dict, such as {{'peer 1': first}}"
             )
+    wrong = [model for model in named.values() if not isinstance(model, keras.Model)]
+    if wrong:
+        raise TypeError(f"`models` must be keras.Models. Received: {wrong[0]!r}")
     if not named:
         raise ValueError("There must be one network or more. Received: none")
     return named
 
 
 def _checked_scales(scales):
+    if not isinstance(scales, Iterable) or isinstance(scales, str | bytes):
+        raise TypeError(f"`scales` must be a list of numbers. Received: scales={scales!r}")
     scales = [float(scale) for scale in scales]
     if not all(0 <= scale < math.inf for scale in scales) or not any(scales):
         raise ValueError(

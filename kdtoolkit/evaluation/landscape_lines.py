@@ -4,10 +4,12 @@ import numpy as np
 
 from kdtoolkit.evaluation import weights
 from kdtoolkit.evaluation.measuring import measuring
+from kdtoolkit.registry import expects
 
 _DEPTHWISE = ("depthwise", "dwconv", "conv_dw")
 
 
+@expects(model="model", seed="seed")
 def direction(model, *, seed=0, norm="filter", include="kernels"):
     """Draws a random direction in the space of a network's weights.
 

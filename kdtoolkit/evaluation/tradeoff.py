@@ -5,6 +5,7 @@ import numbers
 
 from kdtoolkit.evaluation.extras import require
 from kdtoolkit.evaluation.files import written
+from kdtoolkit.registry import expects
 
 _LATENCY = "Latency ({}), median; line from the fastest run to the 95th percentile"
 # What an axis says, and its unit in that of the rows.
@@ -16,6 +17,7 @@ _COSTS = {
 }
 
 
+@expects(rows="several", x="text")
 def pareto_front(rows, x="latency_ms"):
     """Finds the rows that nothing dominates: no other is as accurate for less, or more for as much.
 

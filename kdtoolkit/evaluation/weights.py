@@ -23,7 +23,7 @@ def chosen(model, include):
         ValueError: an unknown `include`, or no weight is left.
     """
     rules = {"kernels": is_kernel, "trainable": lambda variable: True}
-    if not callable(include) and include not in rules:
+    if not callable(include) and not (isinstance(include, str) and include in rules):
         raise ValueError(
             f"`include` must be one of {list(rules)} or a function of a variable. "
             f"Received: include={include!r}"

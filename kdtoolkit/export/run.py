@@ -1,5 +1,6 @@
 """Run and time .tflite files with the LiteRT interpreter."""
 
+import contextlib
 import statistics
 import time
 from dataclasses import asdict, dataclass, replace
@@ -10,7 +11,9 @@ import numpy as np
 from kdtoolkit.export.engines import quiet, require
 from kdtoolkit.export.examples import TensorInfo, collect, in_batches, random_examples
 from kdtoolkit.export.metadata import metadata_of
+from kdtoolkit.export.structure import check_computed
 from kdtoolkit.export.summary import parse
+from kdtoolkit.registry import expects
 
 # Far more than anyone predicts at once: `collect` wants a limit, prediction has none.
 _NO_LIMIT = 2**62
@@ -44,10 +47,12 @@ class LiteRTModel:
     ```
     """
 
+    @expects(path="path")
     def __init__(self, path, num_threads=1):
         content = Path(path).read_bytes()
-        self._interpreter = _open(content, path, num_threads)
-        self.metadata = metadata_of(parse(content, path))
+        self._interpreter, model = _open(content, path, num_threads)
+        self._path = path
+        self.metadata = metadata_of(model)
         self._inputs, self._outputs = _details(self._interpreter, path)
         self.inputs = tuple(_info(*item) for item in self._inputs.items())
         self.outputs = tuple(_info(*item) for item in self._outputs.items())
@@ -89,13 +94,14 @@ class LiteRTModel:
         )
 
     def _invoke(self, batch):
-        for name, details in self._inputs.items():
-            self._interpreter.set_tensor(details["index"], _to_integers(batch[name], details))
-        self._interpreter.invoke()
-        return {
-            name: _to_reals(self._interpreter.get_tensor(details["index"]), details)
-            for name, details in self._outputs.items()
-        }
+        with _running(self._path):
+            for name, details in self._inputs.items():
+                self._interpreter.set_tensor(details["index"], _to_integers(batch[name], details))
+            self._interpreter.invoke()
+            return {
+                name: _to_reals(self._interpreter.get_tensor(details["index"]), details)
+                for name, details in self._outputs.items()
+            }
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,7 @@ class Latency:
         return f"{self.median_ms:.3f} ms ({self.num_threads} thread(s))"
 
 
+@expects(path="path", warmup="whole", runs="whole", seed="seed")
 def latency(path, *, num_threads=1, warmup=10, runs=50, seed=0):
     """Time a `.tflite` file on random inputs, one invocation at a time.
 
@@ -155,17 +162,19 @@ def latency(path, *, num_threads=1, warmup=10, runs=50, seed=0):
         raise ValueError(
             f"`runs` must be at least 1 and `warmup` at least 0. Received: {runs=}, {warmup=}."
         )
-    interpreter = _open(Path(path).read_bytes(), path, num_threads)
+    interpreter, _ = _open(Path(path).read_bytes(), path, num_threads)
     inputs, _ = _details(interpreter, path)
     infos = tuple(_info(*item) for item in inputs.items())
     for info in infos:
         values = random_examples((info,), info.shape[0] if info.shape else 1, seed)[info.name]
-        interpreter.set_tensor(inputs[info.name]["index"], values.reshape(info.shape))
+        with _running(path):
+            interpreter.set_tensor(inputs[info.name]["index"], values.reshape(info.shape))
     times = []
-    for _ in range(warmup + runs):
-        start = time.perf_counter()
-        interpreter.invoke()
-        times.append(1000 * (time.perf_counter() - start))
+    with _running(path):
+        for _ in range(warmup + runs):
+            start = time.perf_counter()
+            interpreter.invoke()
+            times.append(1000 * (time.perf_counter() - start))
     times = np.asarray(times[warmup:])
     p95 = float(np.percentile(times, 95))
     return Latency(float(np.median(times)), float(times.min()), p95, runs, num_threads)
@@ -202,11 +211,13 @@ def check_threads(num_threads):
 
 
 def _open(content, path, num_threads):
-    """Return an interpreter with its memory allocated."""
+    """Return an interpreter with its memory allocated, and the parsed file."""
     check_threads(num_threads)
+    model = parse(content, path)
     interpreters = require("ai_edge_litert.interpreter")
     try:
         with quiet():
+            check_computed(model, content)
             # From memory, not from the path: the interpreter would map the file, which then
             # could not be replaced on every system while the interpreter lives.
             interpreter = interpreters.Interpreter(model_content=content, num_threads=num_threads)
@@ -216,7 +227,18 @@ def _open(content, path, num_threads):
             f"LiteRT cannot run '{path}' ({len(content)} bytes): {error}. Expected a complete "
             ".tflite file with built-in operations. Export it again with kdtoolkit.export.litert."
         ) from error
-    return interpreter
+    return interpreter, model
+
+
+@contextlib.contextmanager
+def _running(path):
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"LiteRT could not run '{path}' to its end: {error}. Expected a complete .tflite file. "
+            "Export it again with kdtoolkit.export.litert."
+        ) from error
 
 
 def _details(interpreter, path):

@@ -10,7 +10,9 @@ from typing import Any
 from kdtoolkit.export.engines import require
 from kdtoolkit.export.examples import TensorInfo
 from kdtoolkit.export.metadata import metadata_of
+from kdtoolkit.export.structure import check_structure
 from kdtoolkit.export.weights import WeightInfo, sparsity_of, weights_of
+from kdtoolkit.registry import expects
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -54,6 +56,7 @@ class FileSummary:
         return asdict(self)
 
 
+@expects(path="path")
 def inspect(path):
     """Summarise a `.tflite` file without running it.
 
@@ -110,13 +113,15 @@ def parse(content, name="the file"):
         The parsed file, as LiteRT's schema describes it.
 
     Raises:
-        ValueError: If it is not a complete .tflite file.
+        ValueError: If it is not a complete .tflite file, or its parts don't fit together.
     """
     tools = require("ai_edge_litert.tools.flatbuffer_utils")
     with _complete(content, name):
         if content[4:8] != b"TFL3":
             raise ValueError("the identifier TFL3 is missing")
-        return tools.read_model_from_bytearray(bytearray(content))
+        model = tools.read_model_from_bytearray(bytearray(content))
+        check_structure(model)
+        return model
 
 
 @contextlib.contextmanager

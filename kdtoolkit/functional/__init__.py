@@ -28,7 +28,6 @@ from kdtoolkit.functional.divergence import class_relation as class_relation
 from kdtoolkit.functional.divergence import logistic_divergence as logistic_divergence
 from kdtoolkit.functional.divergence import noisy as noisy
 from kdtoolkit.functional.divergence import squared_divergence as squared_divergence
-from kdtoolkit.functional.logits import at_least_float32 as at_least_float32
 from kdtoolkit.functional.logits import check_logits as check_logits
 from kdtoolkit.functional.logits import check_pairs as check_pairs
 from kdtoolkit.functional.logits import class_numbers as class_numbers
@@ -39,6 +38,8 @@ from kdtoolkit.functional.logits import pearson_correlation as pearson_correlati
 from kdtoolkit.functional.logits import per_example as per_example
 from kdtoolkit.functional.logits import permute_non_argmax as permute_non_argmax
 from kdtoolkit.functional.logits import standardise as standardise
+from kdtoolkit.functional.numbers import as_numbers as as_numbers
+from kdtoolkit.functional.numbers import at_least_float32 as at_least_float32
 from kdtoolkit.functional.positions import arrange as arrange
 from kdtoolkit.functional.positions import as_tokens as as_tokens
 from kdtoolkit.functional.positions import as_vectors as as_vectors

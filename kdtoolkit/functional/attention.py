@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from kdtoolkit.functional.logits import at_least_float32
+from kdtoolkit.functional.numbers import at_least_float32, largest
 
 
 def attention(features, power=2.0):
@@ -24,9 +24,9 @@ def attention(features, power=2.0):
         >>> [float(v) for v in attention([[[1.0, 0.0], [2.0, 0.0]]])[0, :, 0]]
         [0.125, 0.5]
     """
-    features = at_least_float32(features)
+    features = at_least_float32(features, 2)
     axes = tuple(range(1, len(features.shape)))
-    largest = ops.stop_gradient(ops.max(ops.abs(features), axis=axes, keepdims=True))
-    features = features / ops.where(largest > 0, largest, 1.0)
+    size = ops.stop_gradient(largest(features, axes))
+    features = features / ops.where(size == 0, 1.0, size)
     powers = ops.square(features) if power == 2 else ops.power(ops.abs(features), power)
     return ops.mean(powers, axis=-1, keepdims=True)

@@ -6,16 +6,24 @@ tensor of that shape.
 
 import math
 
+import keras
 from keras import ops
 
-from kdtoolkit.functional.logits import at_least_float32, label_distribution
+from kdtoolkit.functional.logits import label_distribution, paired
 
 #: Halvings of the interval in which the best mixture of two networks lies.
 HALVINGS = 20
 
 
 def _stacked(logits):
-    return ops.stack([at_least_float32(z) for z in logits])
+    if not isinstance(logits, list | tuple) or not logits:
+        raise ValueError(
+            f"Expected a list with the logits of one network or more. Received: {logits!r}"
+        )
+    # Each with the first, in the dtype that holds all of them.
+    pairs = [paired(logits[0], z, "a set of logits") for z in logits]
+    dtype = keras.backend.result_type(*(z.dtype for _, z in pairs))
+    return ops.stack([ops.cast(z, dtype) for _, z in pairs])
 
 
 def mean_probabilities(logits):
@@ -67,7 +75,7 @@ def best_logits(logits, labels):
         [3.0, 4.0]
     """
     z = _stacked(logits)
-    return _pick(z, _losses(z, _shares(labels, logits)))
+    return _pick(z, _losses(z, _shares(labels, z)))
 
 
 def best_mixture(logits, labels):
@@ -90,7 +98,8 @@ def best_mixture(logits, labels):
         >>> [round(float(z_c), 3) for z_c in best_mixture(z, labels=[0])[0]]
         [2.0, 1.0, 1.0]
     """
-    z, shares = _stacked(logits), _shares(labels, logits)
+    z = _stacked(logits)
+    shares = _shares(labels, z)
 
     def improve(_, mixed):
         # The network towards which the loss falls most (Frank and Wolfe's choice).
@@ -120,12 +129,13 @@ def min_logits(logits, labels):
         >>> [float(z) for z in min_logits([[[5.0, 1.0, 4.0]], [[2.0, 1.0, 0.0]]], labels=[0])[0]]
         [0.0, -4.0, -2.0]
     """
-    z, shares = _stacked(logits), _shares(labels, logits)
+    z = _stacked(logits)
+    shares = _shares(labels, z)
     return ops.min(z - ops.sum(z * shares[None], axis=-1, keepdims=True), axis=0)
 
 
-def _shares(labels, logits):
-    return label_distribution(labels, logits[0])
+def _shares(labels, z):
+    return label_distribution(labels, z[0])
 
 
 def _losses(z, shares):

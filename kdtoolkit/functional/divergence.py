@@ -6,13 +6,13 @@ import keras
 from keras import ops
 
 from kdtoolkit.functional.logits import (
-    at_least_float32,
     check_pairs,
     log_probabilities,
     paired,
     per_example,
     squared,
 )
+from kdtoolkit.functional.numbers import at_least_float32
 
 
 def log_complement(log_p):

@@ -1,19 +1,19 @@
 """What the losses share: dtype and shape of logits, log-probabilities, labels, statistics."""
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
 
 from kdtoolkit import scalars
+from kdtoolkit.functional.numbers import as_numbers, at_least_float32, largest
+
+#: Beyond these bounds T^2 or the softened logits leave float32.
+TEMPERATURES = {"minimum": 1e-9, "maximum": 1e9}
 
 # Stands for log(0). Finite, so that 0 * log(0) is 0 and not NaN; no finite logit comes near it.
 _LOG_ZERO = -1e30
-
-
-def at_least_float32(tensor):
-    """Cast half precision and integers to float32; leave float32 and float64 as they are."""
-    tensor = ops.convert_to_tensor(tensor)
-    return ops.cast(tensor, keras.backend.result_type(tensor.dtype, "float32"))
 
 
 def _compatible(shape, other):
@@ -38,7 +38,8 @@ def check_logits(source_shape, student_shape, owner, minimum_classes=2):
         >>> from kdtoolkit import functional
         >>> functional.check_logits((None, 10), (None, 10), "my loss")
     """
-    shapes = f"source {tuple(source_shape)} and student {tuple(student_shape)}"
+    source_shape, student_shape = tuple(source_shape), tuple(student_shape)
+    shapes = f"source {source_shape} and student {student_shape}"
     if not _compatible(source_shape, student_shape):
         raise ValueError(
             f"{owner} compares class scores one by one and expects two equal shapes, classes "
@@ -51,23 +52,28 @@ def check_logits(source_shape, student_shape, owner, minimum_classes=2):
             f"{owner} expects at least {minimum_classes} classes on the last axis. Received: "
             f"{shapes}. A binary classifier with one output z has the two-class logits [0, z]."
         )
+    if 0 in source_shape[1:]:
+        raise ValueError(
+            f"{owner} takes the mean over the axes between batch and classes, and expects a size "
+            f"of at least 1. Received: {shapes}."
+        )
 
 
 def check_pairs(shape, owner):
-    """Refuse a batch known to hold one example, where examples are compared with each other.
+    """Refuse a batch known to hold fewer than two examples, where they are compared with another.
 
     Args:
         shape: tuple with the batch first, `None` where it isn't known.
         owner: what the message calls the loss.
 
     Raises:
-        ValueError: one example.
+        ValueError: one example, or none.
 
     Example:
         >>> from kdtoolkit import functional
         >>> functional.check_pairs((None, 10), "my loss")
     """
-    if shape[0] == 1:
+    if shape[0] in (0, 1):
         raise ValueError(
             f"{owner} compares the examples of a batch with each other and expects at least 2. "
             f"Received: shape {tuple(shape)}. Use a larger batch, and drop a last batch of one "
@@ -77,16 +83,16 @@ def check_pairs(shape, owner):
 
 def paired(source_logits, student_logits, owner, minimum_classes=2):
     """Both tensors in one dtype, at least float32, after `check_logits`."""
-    source, student = at_least_float32(source_logits), at_least_float32(student_logits)
+    source, student = at_least_float32(source_logits, 2), at_least_float32(student_logits, 2)
     check_logits(source.shape, student.shape, owner, minimum_classes)
     dtype = keras.backend.result_type(source.dtype, student.dtype)
     return ops.cast(source, dtype), ops.cast(student, dtype)
 
 
 def softened(logits, temperature):
-    """`logits / temperature`. A plain number is checked here: finite and > 0."""
-    if isinstance(temperature, (int, float)):
-        scalars.checked(temperature, "temperature", "kdtoolkit.functional", above=0)
+    """`logits / temperature`. What isn't a tensor is checked here: a number in `TEMPERATURES`."""
+    if not ops.is_tensor(temperature) and not isinstance(temperature, keras.Variable):
+        scalars.checked(temperature, "temperature", "kdtoolkit.functional", **TEMPERATURES)
     return logits / ops.cast(temperature, logits.dtype)
 
 
@@ -109,7 +115,12 @@ def per_example(values):
         >>> float(functional.per_example([[1.0, 3.0]])[0])
         2.0
     """
-    values = ops.convert_to_tensor(values)
+    values = at_least_float32(values, 1)
+    if 0 in values.shape[1:]:
+        raise ValueError(
+            "`per_example` takes the mean over every axis but the first, and expects sizes of at "
+            f"least 1. Received: shape {tuple(values.shape)}"
+        )
     axes = tuple(range(1, len(values.shape)))
     return ops.mean(values, axis=axes) if axes else values
 
@@ -133,7 +144,7 @@ def log_probabilities(logits, temperature=1.0):
         >>> [float(v) for v in functional.log_probabilities([0.0, -200.0])]
         [0.0, -200.0]
     """
-    logits = softened(at_least_float32(logits), temperature)
+    logits = softened(at_least_float32(logits, 1), temperature)
     return ops.maximum(ops.log_softmax(logits, axis=-1), _LOG_ZERO)
 
 
@@ -175,7 +186,7 @@ def label_distribution(labels, logits):
         >>> [float(v) for v in functional.label_distribution([1], [[0.3, 0.2, 0.1]])[0]]
         [0.0, 1.0, 0.0]
     """
-    labels, logits = ops.convert_to_tensor(labels), at_least_float32(logits)
+    labels, logits = as_numbers(labels, "labels"), at_least_float32(logits, 1)
     if not _is_sparse(labels, logits):
         return ops.cast(labels, logits.dtype)
     numbers = ops.cast(_without_last_axis_of_one(labels, logits), "int32")
@@ -195,7 +206,7 @@ def class_numbers(labels, logits):
         >>> int(functional.class_numbers([[0.1, 0.7, 0.2]], [[0.3, 0.2, 0.1]])[0])
         1
     """
-    labels, logits = ops.convert_to_tensor(labels), ops.convert_to_tensor(logits)
+    labels, logits = as_numbers(labels, "labels"), at_least_float32(logits, 1)
     if not _is_sparse(labels, logits):
         return ops.argmax(labels, axis=-1)
     return ops.cast(_without_last_axis_of_one(labels, logits), "int32")
@@ -203,18 +214,19 @@ def class_numbers(labels, logits):
 
 def _centred(tensor, axis):
     """The tensor less its mean along `axis`, and the length of what is left."""
-    largest = ops.max(ops.abs(tensor), axis=axis, keepdims=True)
+    size = largest(tensor, axis)
     # The shift makes a constant vector exactly zero, whatever the rounding of its mean. It cancels,
     # so it needs no gradient.
-    tensor = tensor - ops.stop_gradient(ops.max(tensor, axis=axis, keepdims=True))
+    top = ops.max(tensor, axis=axis, keepdims=True, initial=-math.inf)
+    tensor = tensor - ops.stop_gradient(top)
     tensor = tensor - ops.mean(tensor, axis=axis, keepdims=True)
     squared = ops.sum(ops.square(tensor), axis=axis, keepdims=True)
     # What is constant up to rounding, such as the output of a head that starts at zero, gets length
     # 1: the quotient stays about zero, and its gradient, else NaN or 1e7, of ordinary size.
     rounding = 4 * np.finfo(keras.backend.standardize_dtype(tensor.dtype)).eps
-    spread = ops.max(ops.abs(tensor), axis=axis, keepdims=True)
-    varied = ops.logical_and(spread > rounding * largest, squared > 0)
-    return tensor, ops.sqrt(ops.where(varied, squared, 1.0))
+    spread = largest(tensor, axis)
+    constant = ops.logical_or(spread <= rounding * size, squared <= 0)
+    return tensor, ops.sqrt(ops.where(constant, 1.0, squared))
 
 
 def standardise(logits):
@@ -238,7 +250,7 @@ def standardise(logits):
         >>> [round(float(v), 4) for v in functional.standardise([1.0, 2.0, 3.0])]
         [-1.0, 0.0, 1.0]
     """
-    logits = at_least_float32(logits)
+    logits = at_least_float32(logits, 1)
     check_logits(logits.shape, logits.shape, "standardise")
     centred, length = _centred(logits, -1)
     return centred / (length / (logits.shape[-1] - 1) ** 0.5 + 1e-7)
@@ -259,8 +271,10 @@ def pearson_correlation(first, second, axis=-1):
         >>> round(float(functional.pearson_correlation([1.0, 2.0, 3.0], [9.0, 5.0, 1.0])), 4)
         -1.0
     """
-    first, first_length = _centred(at_least_float32(first), axis)
-    second, second_length = _centred(at_least_float32(second), axis)
+    first, second = at_least_float32(first, 1), at_least_float32(second, 1)
+    check_logits(first.shape, second.shape, "pearson_correlation", 1)
+    first, first_length = _centred(first, axis)
+    second, second_length = _centred(second, axis)
     return ops.sum(first * second / (first_length * second_length + 1e-8), axis=axis)
 
 
@@ -280,7 +294,7 @@ def confidence_weights(logits):
         >>> [round(float(w), 4) for w in weights]
         [0.6667, 1.3333]
     """
-    confidence = ops.exp(ops.max(log_probabilities(logits), axis=-1))
+    confidence = ops.exp(ops.max(log_probabilities(logits), axis=-1, initial=_LOG_ZERO))
     return confidence / ops.mean(confidence)
 
 
@@ -307,7 +321,7 @@ def permute_non_argmax(logits, seed):
         >>> float(shuffled[0, 1]), sorted(float(v) for v in shuffled[0])
         (9.0, [1.0, 2.0, 3.0, 9.0])
     """
-    logits = at_least_float32(logits)
+    logits = at_least_float32(logits, 1)
     check_logits(logits.shape, logits.shape, "permute_non_argmax")
     classes = logits.shape[-1]
     first = ops.expand_dims(ops.argmax(logits, axis=-1), -1)

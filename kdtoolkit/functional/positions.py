@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdtoolkit.functional.logits import at_least_float32
+from kdtoolkit.functional.numbers import at_least_float32
 
 #: Name of a kind of features by the rank of its tensor.
 KINDS = {2: "vectors", 3: "tokens", 4: "maps"}
@@ -122,7 +122,7 @@ def resize_maps(maps, height, width):
         >>> [float(v) for v in functional.resize_maps([[[[1.0], [3.0]]]], 1, 1)[0, 0, 0]]
         [2.0]
     """
-    maps = at_least_float32(maps)
+    maps = at_least_float32(maps, 4)
     return _resize_axis(_resize_axis(maps, 1, height), 2, width)
 
 
@@ -135,7 +135,7 @@ def as_tokens(features):
         >>> tuple(functional.as_tokens(np.ones((2, 4, 4, 3))).shape)
         (2, 16, 3)
     """
-    features = at_least_float32(features)
+    features = at_least_float32(features, 2)
     shape = features.shape
     positions = math.prod(shape[1:-1])
     return ops.reshape(features, (-1, positions, shape[-1]))
@@ -150,7 +150,7 @@ def as_vectors(features):
         >>> tuple(functional.as_vectors(np.ones((2, 4, 4, 3))).shape)
         (2, 48)
     """
-    features = at_least_float32(features)
+    features = at_least_float32(features, 2)
     return ops.reshape(features, (-1, math.prod(features.shape[1:])))
 
 
@@ -185,7 +185,7 @@ def as_map(features, square=False):
     Returns:
         Tensor `(batch, height, width, channels)`, at least float32.
     """
-    features = at_least_float32(features)
+    features = at_least_float32(features, 2)
     shape = map_shape(features.shape, square)
     if len(features.shape) == 3:
         features = features[:, features.shape[1] - shape[1] * shape[2] :]
@@ -256,7 +256,7 @@ def arrange(features, target):
         >>> tuple(functional.arrange(np.ones((2, 8, 8, 3)), (None, 17, 5)).shape)
         (2, 17, 3)
     """
-    features = at_least_float32(features)
+    features = at_least_float32(features, 2)
     check_arrangement(features.shape, target, "arrange")
     if tuple(features.shape[1:-1]) == tuple(target[1:-1]):
         return features
@@ -359,6 +359,6 @@ def in_common(source, student):
         >>> [tuple(x.shape) for x in in_common(np.ones((2, 4, 4, 3)), np.ones((2, 2, 2, 5)))]
         [(2, 2, 2, 3), (2, 2, 2, 5)]
     """
-    source, student = at_least_float32(source), at_least_float32(student)
+    source, student = at_least_float32(source, 2), at_least_float32(student, 2)
     layout = smaller_layout(source.shape, student.shape)
     return arrange(source, layout), arrange(student, layout)

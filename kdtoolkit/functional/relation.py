@@ -4,8 +4,18 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdtoolkit.functional.logits import at_least_float32
+from kdtoolkit.functional.numbers import at_least_float32, largest
 from kdtoolkit.functional.positions import as_tokens, in_common
+
+
+def _matrix(vectors):
+    vectors = at_least_float32(vectors, 2)
+    if len(vectors.shape) != 2:
+        raise ValueError(
+            "Relations between examples read one vector per example, (batch, features). Received: "
+            f"shape {tuple(vectors.shape)}. Make vectors of it by `functional.as_vectors`"
+        )
+    return vectors
 
 
 def unit_vectors(vectors):
@@ -22,14 +32,15 @@ def unit_vectors(vectors):
         >>> [round(float(v), 4) for v in functional.unit_vectors([[3.0, 4.0]])[0]]
         [0.6, 0.8]
     """
-    vectors = at_least_float32(vectors)
+    vectors = at_least_float32(vectors, 1)
     # The direction doesn't depend on this factor, so it needs no gradient; it keeps the squares of
     # very large and very small features in range.
-    largest = ops.stop_gradient(ops.max(ops.abs(vectors), axis=-1, keepdims=True))
-    vectors = vectors / ops.where(largest > 0, largest, 1.0)
+    size = ops.stop_gradient(largest(vectors, -1))
+    vectors = vectors / ops.where(size == 0, 1.0, size)
     squared = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
     directions = vectors / ops.sqrt(ops.where(squared > 0, squared, 1.0))
-    return ops.where(largest > 0, directions, 0.0)
+    # Not `size > 0`: NaN stays NaN.
+    return ops.where(size == 0, 0.0, directions)
 
 
 def gram_matrix(vectors):
@@ -43,7 +54,7 @@ def gram_matrix(vectors):
         >>> [float(v) for v in functional.gram_matrix([[1.0, 2.0], [0.0, 3.0]])[0]]
         [5.0, 6.0]
     """
-    vectors = at_least_float32(vectors)
+    vectors = _matrix(vectors)
     return ops.matmul(vectors, ops.transpose(vectors))
 
 
@@ -63,7 +74,7 @@ def cosine_similarities(vectors):
 
 def _centred_gram(vectors):
     """Gram matrix of the vectors less their mean, whose size would swallow small differences."""
-    vectors = at_least_float32(vectors)
+    vectors = _matrix(vectors)
     # Differences don't depend on the mean, so it needs no gradient.
     return gram_matrix(vectors - ops.stop_gradient(ops.mean(vectors, axis=0, keepdims=True)))
 
@@ -75,7 +86,8 @@ def _distances(gram):
     squared = sizes - 2 * gram
     # What is left of equal examples is rounding, and the root's gradient at 0 would be infinite.
     rounding = 4 * np.finfo(keras.backend.standardize_dtype(gram.dtype)).eps
-    apart = squared > rounding * sizes
+    # Not `>`: NaN must not look like equal examples.
+    apart = ops.logical_not(squared <= rounding * sizes)
     lengths = ops.sqrt(ops.where(apart, squared, 1.0))
     return ops.where(apart, lengths, 0.0), ops.where(apart, 1 / lengths, 0.0)
 

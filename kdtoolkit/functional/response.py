@@ -132,7 +132,9 @@ def hard_target_cross_entropy(source_logits, student_logits):
     """
     source, student = paired(source_logits, student_logits, "hard_target_cross_entropy")
     labels = label_distribution(ops.argmax(source, axis=-1), student)
-    return per_example(_cross_entropy(labels, student))
+    # NaN has no rank: without this, the class that a broken source ranks first would be taught.
+    broken = ops.any(ops.isnan(source), axis=-1)
+    return per_example(ops.where(broken, math.nan, _cross_entropy(labels, student)))
 
 
 def mixed_target_cross_entropy(

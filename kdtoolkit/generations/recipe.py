@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import keras
 
+from kdtoolkit import scalars
 from kdtoolkit.callbacks import RewindOnPlateau
 from kdtoolkit.data import FlipShift
 
@@ -68,17 +69,17 @@ class Recipe:
                     f"generation needs its own; for example `lambda: keras.optimizers.SGD(0.1)`. "
                     f"Received: {name}={value!r}"
                 )
-        if isinstance(self.metrics, str) or any(isinstance(m, keras.Metric) for m in self.metrics):
+        listed = isinstance(self.metrics, Sequence) and not isinstance(self.metrics, str)
+        if not listed or any(isinstance(m, keras.Metric) for m in self.metrics):
             raise TypeError(
                 "`metrics` must be a list of names or functions, because a metric object can't "
                 f"serve several generations. Received: metrics={self.metrics!r}"
             )
         for name in ("epochs", "batch_size", "steps_per_execution"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be 1 or more. Received: {getattr(self, name)}")
-        if self.select not in SELECT:
+            scalars.whole(getattr(self, name), name, "Recipe")
+        if not isinstance(self.select, str) or self.select not in SELECT:
             raise ValueError(f"`select` must be one of {SELECT}. Received: {self.select!r}")
-        if not self.monitor.startswith("val_"):
+        if not isinstance(self.monitor, str) or not self.monitor.startswith("val_"):
             raise ValueError(
                 "`monitor` must be a value of the validation, such as 'val_accuracy' or "
                 f"'val_loss'. Received: monitor={self.monitor!r}"

@@ -10,6 +10,8 @@ directory/
 
 import dataclasses
 import json
+import math
+import os
 import shutil
 import zlib
 from pathlib import Path
@@ -17,7 +19,13 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kdtoolkit.files import draft_of
+from kdtoolkit.files import check_archive, damaged, draft_of, is_number, read_json, write_json
+from kdtoolkit.registry import expects
+
+_WAY_OUT = (
+    "Nothing was changed. Take the file from a copy; or delete the folders of this generation and "
+    "of later ones to train them again; or give a new run another `directory`"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +89,20 @@ class GenerationFolder:
     def record(self):
         """The finished generation's `GenerationRecord`, None while there is none."""
         file = self.path / "record.json"
-        return GenerationRecord(**json.loads(file.read_text())) if file.exists() else None
+        # A link to nowhere is a lost record, and no reason to train the generation again.
+        if not os.path.lexists(file):
+            return None
+        return _checked_record(read_json(file, _WAY_OUT), file, self)
+
+    def check_network(self):
+        """Raise a ValueError if the file of the network isn't as it was saved."""
+        check_archive(self.network, _WAY_OUT)
 
     def finish(self, model, record):
         """Write the network, then the record, then remove what only an unfinished run needs."""
         with draft_of(self.network, overwrite=True) as draft:
             model.save(draft)
-        write_json(self.path / "record.json", dataclasses.asdict(record))
+        write_json(self.path / "record.json", dataclasses.asdict(record), default=_as_plain)
         self.clean()
 
     def clean(self):
@@ -95,6 +110,7 @@ class GenerationFolder:
         shutil.rmtree(self.checkpoint, ignore_errors=True)
 
 
+@expects(directory="path")
 def load_generations(directory):
     """The records of a run, finished or not.
 
@@ -106,6 +122,7 @@ def load_generations(directory):
 
     Raises:
         FileNotFoundError: there is no run in this directory.
+        ValueError: a record is damaged.
 
     Example:
 
@@ -122,6 +139,7 @@ def load_generations(directory):
     return records
 
 
+@expects(directory="path", generation="count")
 def load_network(directory, generation):
     """The network of one finished generation.
 
@@ -134,6 +152,7 @@ def load_network(directory, generation):
 
     Raises:
         FileNotFoundError: there is no run in this directory, or the generation isn't finished.
+        ValueError: its record or its network is damaged.
 
     Example:
 
@@ -149,6 +168,7 @@ def load_network(directory, generation):
             f"Generation {generation} isn't finished in '{directory}'. Finished are {finished}. "
             "Call `kd.train_generations` again to go on."
         )
+    folder.check_network()
     return keras.models.load_model(folder.network)
 
 
@@ -170,14 +190,18 @@ def check_settings(directory, settings):
         settings: nested dict of numbers and texts.
 
     Raises:
-        ValueError: the run in this directory was started with other settings.
+        ValueError: the run in this directory was started with other settings, or the file is
+            damaged.
     """
     file = directory / "settings.json"
-    if not file.exists():
+    if not os.path.lexists(file):
         directory.mkdir(parents=True, exist_ok=True)
-        write_json(file, settings)
+        write_json(file, settings, default=_as_plain)
         return
-    old, new = dict(_leaves(json.loads(file.read_text()))), dict(_leaves(settings))
+    stored = read_json(file, _WAY_OUT)
+    if stored.keys() - settings.keys():
+        raise damaged(file, f"the settings {list(settings)}", list(stored), _WAY_OUT)
+    old, new = dict(_leaves(stored)), dict(_leaves(settings))
     changed = [
         f"{key}: {old.get(key)} before, {new.get(key)} now"
         for key in sorted(old.keys() | new.keys())
@@ -191,10 +215,27 @@ def check_settings(directory, settings):
         )
 
 
-def write_json(file, content):
-    """Write a JSON file whole or not at all."""
-    with draft_of(file, overwrite=True) as draft:
-        draft.write_text(json.dumps(content, indent=2, default=_as_plain) + "\n")
+def _checked_record(content, file, folder):
+    """A `GenerationRecord`, refused unless every number is one that training writes."""
+    fields = {field.name: field.type for field in dataclasses.fields(GenerationRecord)}
+    if content.keys() != fields.keys():
+        raise damaged(file, f"the fields {list(fields)}", list(content), _WAY_OUT)
+    own = {
+        "generation": folder.generation,
+        # The one file that is ever read: a record can't lead out of its run.
+        "network": folder.network.relative_to(folder.directory).as_posix(),
+    }
+    for name, kind in fields.items():
+        value = content[name]
+        # JSON may say 1 for 1.0.
+        if not isinstance(value, kind if kind is str else kind | int):
+            raise damaged(file, f"`{name}` of the type {kind}", repr(value), _WAY_OUT)
+        maximum = 1 if name.endswith("accuracy") else math.inf
+        number = not isinstance(value, str | None)
+        if (number and not is_number(value, maximum)) or value != own.get(name, value):
+            expected = own.get(name, f"a number from 0 to {maximum}")
+            raise damaged(file, f"`{name}`: {expected}", repr(value), _WAY_OUT)
+    return GenerationRecord(**content)
 
 
 def _leaves(settings, prefix=""):

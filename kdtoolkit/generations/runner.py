@@ -7,11 +7,11 @@ import keras
 
 from kdtoolkit import scalars
 from kdtoolkit.data import Dataset
-from kdtoolkit.files import claim
 from kdtoolkit.generations.methods import find_method
 from kdtoolkit.generations.recipe import Recipe
 from kdtoolkit.generations.records import GenerationFolder, check_settings, describe_data
 from kdtoolkit.generations.training import Trial
+from kdtoolkit.locks import claim
 
 
 def train_generations(

@@ -121,7 +121,9 @@ class Trial:
         # From its file even where it's still in memory: a resumed run has nothing else. Not by
         # `load_model`, which needs every custom layer registered.
         model = self._network(generation)
-        model.load_weights(GenerationFolder(self.directory, generation).network)
+        folder = GenerationFolder(self.directory, generation)
+        folder.check_network()
+        model.load_weights(folder.network)
         return model
 
     def _distiller(self, generation):

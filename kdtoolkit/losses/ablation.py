@@ -8,7 +8,7 @@ import keras
 
 from kdtoolkit import functional
 from kdtoolkit.losses.response import ResponseLoss
-from kdtoolkit.registry import public
+from kdtoolkit.registry import expects, public
 
 
 @public
@@ -70,6 +70,7 @@ class PermutedDarkKnowledge(ResponseLoss):
         1.0986
     """
 
+    @expects(seed="seed")
     def __init__(self, seed=None, reduction="sum_over_batch_size", name=None, dtype=None):
         super().__init__(reduction=reduction, name=name, dtype=dtype)
         self.seed = seed

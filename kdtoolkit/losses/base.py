@@ -4,7 +4,8 @@ import inspect
 
 import keras
 
-from kdtoolkit.registry import public
+from kdtoolkit.functional import as_numbers
+from kdtoolkit.registry import expects, public
 from kdtoolkit.scalars import Scalar, number
 
 #: What a loss may ask for beside the two networks' outputs.
@@ -32,6 +33,7 @@ class PerExampleLoss(keras.losses.Loss):
     """Refuses masks and weights per position, which Keras would broadcast against the examples."""
 
     def __call__(self, y_true, y_pred, sample_weight=None):
+        y_true, y_pred = _numbers(y_true, "source"), _numbers(y_pred, "student")
         # Keras has no public reader of a tensor's mask.
         masks = [getattr(leaf, "_keras_mask", None) for leaf in keras.tree.flatten(y_pred)]
         for what, given in (
@@ -47,6 +49,22 @@ class PerExampleLoss(keras.losses.Loss):
                     "read a layer behind the pooling, where padding no longer counts."
                 )
         return super().__call__(y_true, y_pred, sample_weight)
+
+
+def shapes_of(end):
+    """Shapes of a tensor or of a list of them, with an unknown batch."""
+    if isinstance(end, list | tuple):
+        return [shapes_of(tensor) for tensor in end]
+    return (None, *tuple(end.shape)[1:]) if len(end.shape) else ()
+
+
+def _numbers(end, name):
+    """The tensors of one end of a loss."""
+    if not keras.tree.flatten(end):
+        raise ValueError(
+            f"A transfer loss expects a tensor of the {name}, or a list of them. Received: {end!r}"
+        )
+    return keras.tree.map_structure(lambda leaf: as_numbers(leaf, f"a tensor of the {name}"), end)
 
 
 @public
@@ -84,6 +102,7 @@ class TransferLoss(PerExampleLoss):
     #: "any".
     reads = "any"
 
+    @expects(reduction="optional text", name="text", dtype="dtype")
     def __init__(self, reduction="sum_over_batch_size", name=None, dtype=None):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.needs = needs_of(self.values)
@@ -120,7 +139,15 @@ class TransferLoss(PerExampleLoss):
         return [v for v in held if isinstance(v, keras.Variable)]
 
     def checked_values(self, source, student, **context):
-        """`values`, refused unless they are one per example."""
+        """`values`, of shapes that can be compared, refused unless they are one per example."""
+        self.check_shapes(shapes_of(source), shapes_of(student))
+        batches = [tuple(x.shape)[:1] for x in keras.tree.flatten([source, student])]
+        sizes = {batch[0] for batch in batches if batch} - {None}
+        if len(sizes) > 1 or 0 in sizes:
+            raise ValueError(
+                f"'{self.name}' compares the same examples and expects one batch from both "
+                f"networks, of 1 or more. Received: batches of {sorted(sizes)} examples"
+            )
         values = self.values(source, student, **context)
         if len(values.shape) != 1:
             raise ValueError(

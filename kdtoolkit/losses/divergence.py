@@ -62,7 +62,7 @@ class BregmanDivergence(ResponseLoss):
         dtype=None,
     ):
         super().__init__(reduction=reduction, name=name, dtype=dtype)
-        if generator not in GENERATORS:
+        if not isinstance(generator, str) or generator not in GENERATORS:
             raise ValueError(
                 f"`generator` of BregmanDivergence must be one of {tuple(GENERATORS)}: for these, "
                 "one random sample of the source per step has, on average, the gradient of its "

@@ -5,7 +5,7 @@ import keras
 from kdtoolkit import functional
 from kdtoolkit.functional.divergence import noisy
 from kdtoolkit.losses.response import ResponseLoss
-from kdtoolkit.registry import public
+from kdtoolkit.registry import expects, public
 from kdtoolkit.scalars import Scalar
 
 
@@ -48,6 +48,7 @@ class NoisyLogits(ResponseLoss):
     sigma = Scalar(minimum=0.0)
     alpha = Scalar(minimum=0.0, maximum=1.0)
 
+    @expects(seed="seed")
     def __init__(
         self,
         sigma=0.3,

@@ -12,11 +12,12 @@ import numpy as np
 from keras import layers, ops
 
 from kdtoolkit.models.factory import LayerFactory
-from kdtoolkit.registry import public
+from kdtoolkit.registry import expects, public
 
 ENSEMBLES = ("gate", "mean", None)
 
 
+@expects(model="model", at="text", count="whole", name="text", seed="seed")
 def branches(
     model,
     at,

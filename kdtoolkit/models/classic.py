@@ -6,9 +6,16 @@ Like the others they give logits, and tap by name: `stage1`, `stage2`, ... (what
 
 import keras
 
-from kdtoolkit.models.factory import LayerFactory, check_num_classes, image_input, model_name
+from kdtoolkit.models.factory import (
+    LayerFactory,
+    check_num_classes,
+    image_input,
+    model_name,
+    network_arguments,
+)
 
 
+@network_arguments
 def lenet(
     input_shape,
     num_classes,
@@ -66,6 +73,7 @@ def lenet(
     return _end(factory, inputs, x, dropout, num_classes, name, "lenet")
 
 
+@network_arguments
 def quick(
     input_shape,
     num_classes,
@@ -130,6 +138,7 @@ def quick(
     return _end(factory, inputs, x, dropout, num_classes, name, "quick")
 
 
+@network_arguments
 def all_conv(
     input_shape,
     num_classes,

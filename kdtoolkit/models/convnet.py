@@ -7,9 +7,16 @@ and `logits` (float32 under every dtype policy).
 
 import keras
 
-from kdtoolkit.models.factory import LayerFactory, check_num_classes, image_input, model_name
+from kdtoolkit.models.factory import (
+    LayerFactory,
+    check_num_classes,
+    image_input,
+    model_name,
+    network_arguments,
+)
 
 
+@network_arguments
 def convnet(
     input_shape,
     num_classes,
@@ -77,6 +84,7 @@ def convnet(
     return keras.Model(inputs, outputs, name=model_name(name, "convnet"))
 
 
+@network_arguments
 def mlp(
     input_shape,
     num_classes,

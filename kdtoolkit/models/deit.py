@@ -23,11 +23,12 @@ import math
 import keras
 from keras import layers, ops
 
-from kdtoolkit.models.factory import check_num_classes, image_input, model_name
+from kdtoolkit.models.factory import check_num_classes, image_input, model_name, network_arguments
 from kdtoolkit.models.vit import encode, take_token
 from kdtoolkit.models.vit_layers import TransformerFactory
 
 
+@network_arguments
 def deit(
     input_shape,
     num_classes,

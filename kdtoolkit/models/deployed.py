@@ -5,7 +5,10 @@ import math
 import keras
 from keras import layers, ops
 
+from kdtoolkit.registry import expects
 
+
+@expects(model="model", key="text", name="text")
 def single_output(model, key, *, name=None):
     """Returns the part of a model that gives one of its named outputs.
 
@@ -34,6 +37,7 @@ def single_output(model, key, *, name=None):
     return keras.Model(model.input, outputs[key], name=name or f"{model.name}_{key}")
 
 
+@expects(model="model", keys="several", name="text")
 def mean_output(model, keys=None, *, name=None):
     """Returns the ensemble of a model's outputs: the logarithm of their mean probabilities.
 

@@ -13,11 +13,13 @@ from keras import layers as keras_layers
 
 from kdtoolkit.inner import names_in_graph, plain_graph, reader, squashes
 from kdtoolkit.models.factory import LayerFactory
+from kdtoolkit.registry import expects
 from kdtoolkit.taps import find_layer
 
 BOTTLENECKS = ("conv", "separable")
 
 
+@expects(model="model", layers="texts", weight_decay="number", name="text", seed="seed")
 def attach_exits(
     model,
     layers,

@@ -1,12 +1,24 @@
 """Makes the layers of one network, so that seeds, initialisation and weight decay have one home."""
 
+import inspect
+
 import keras
 import numpy as np
+
+from kdtoolkit.registry import expects
 
 # The momentum and epsilon of the distillation literature's CIFAR networks. Keras's own momentum
 # of 0.99 needs hundreds of steps before validation means anything; small runs do not have them.
 NORM_MOMENTUM = 0.9
 NORM_EPSILON = 1e-5
+
+_KINDS = {
+    "input_shape": "shape", "num_classes": "count", "name": "text", "weight_decay": "number",
+    **dict.fromkeys(("filters", "units", "dense"), "sizes"),
+    **dict.fromkeys(("width", "stem_width", "depth", "heads", "patch_size"), "count"),
+    **dict.fromkeys(("dropout", "conv_dropout", "input_dropout", "attention_dropout"), "number"),
+    **dict.fromkeys(("mlp_ratio", "stochastic_depth"), "number"),
+}  # fmt: skip
 
 
 class LayerFactory:
@@ -99,6 +111,15 @@ class LayerFactory:
 
     def _regularizer(self):
         return keras.regularizers.L2(self.weight_decay / 2) if self.weight_decay else None
+
+
+def network_arguments(function):
+    """Checks the kinds of a builder's arguments, which all builders call the same."""
+    parameters = inspect.signature(function).parameters
+    kinds = {name: kind for name, kind in _KINDS.items() if name in parameters}
+    if isinstance(getattr(parameters.get("dense"), "default", None), int):
+        kinds["dense"] = "count"
+    return expects(**kinds)(function)
 
 
 def model_name(name, prefix):

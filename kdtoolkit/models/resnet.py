@@ -17,9 +17,16 @@ import functools
 
 import keras
 
-from kdtoolkit.models.factory import LayerFactory, check_num_classes, image_input, model_name
+from kdtoolkit.models.factory import (
+    LayerFactory,
+    check_num_classes,
+    image_input,
+    model_name,
+    network_arguments,
+)
 
 
+@network_arguments
 def resnet(
     depth,
     input_shape,

@@ -22,7 +22,7 @@ deviations. PyTorch code leaves the convolution of the patches at that framework
 import keras
 from keras import layers
 
-from kdtoolkit.models.factory import check_num_classes, image_input, model_name
+from kdtoolkit.models.factory import check_num_classes, image_input, model_name, network_arguments
 from kdtoolkit.models.vit_layers import TransformerFactory
 
 #: Width and heads by size, from the table of DeiT. All have `DEPTH` blocks.
@@ -30,6 +30,7 @@ SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
 DEPTH = 12
 
 
+@network_arguments
 def vit(
     input_shape,
     num_classes,

@@ -64,6 +64,11 @@ class PeerEnsemble(Source):
 
     def __init__(self, follows=None, combine="probabilities", layer=None, name=None):
         follows = [follows] if isinstance(follows, str) else follows
+        if follows is not None and not isinstance(follows, list | tuple):
+            raise TypeError(
+                "`follows` of PeerEnsemble must be a list of names of students. "
+                f"Received: follows={follows!r}"
+            )
         super().__init__(follows=None if follows is None else list(follows), name=name)
         if combine not in COMBINATIONS:
             raise ValueError(

@@ -4,6 +4,7 @@ import json
 import os
 
 import keras
+import numpy as np
 
 
 def strategy_of(model=None):
@@ -82,6 +83,30 @@ def _task(strategy):
     config = json.loads(os.environ.get("TF_CONFIG") or "{}")
     task = config.get("task", {})
     return task.get("type"), int(task.get("index", 0)), list(config.get("cluster", {}))
+
+
+def earliest(numbers, model=None):
+    """The smallest, compared one by one, of the tuples that the processes call this with.
+
+    All of them must call it, at the same point of their program.
+
+    Args:
+        numbers: tuple of ints of 32 bits.
+        model: as for `processes`.
+    """
+    if processes(model) == 1:
+        return tuple(numbers)
+    if keras.backend.backend() == "jax":
+        from jax.experimental import multihost_utils
+
+        of_all = multihost_utils.process_allgather(np.array(numbers, "int32"))
+    else:
+        import tensorflow as tf
+
+        strategy = strategy_of(model)
+        own = strategy.run(lambda: tf.constant([numbers], "int32"))
+        of_all = keras.ops.convert_to_numpy(strategy.gather(own, axis=0))
+    return min(tuple(int(number) for number in row) for row in of_all)
 
 
 def as_rows(logs):

@@ -79,7 +79,7 @@ class AttentionTransfer(FeatureLoss):
             return functional.per_example(squared)
         total = ops.sum(squared, axis=-1)
         # The square root has no gradient at 0, where both networks agree.
-        return ops.where(total > 0, ops.sqrt(ops.where(total > 0, total, 1.0)), 0.0)
+        return ops.where(total == 0, 0.0, ops.sqrt(ops.where(total == 0, 1.0, total)))
 
     def get_config(self):
         return {**super().get_config(), "power": self.power, "form": self.form}

@@ -1,7 +1,9 @@
 """What the feature losses have in common: pairs of layers, and layers of their own."""
 
+import keras
+
 from kdtoolkit import functional
-from kdtoolkit.losses.base import TransferLoss
+from kdtoolkit.losses.base import TransferLoss, shapes_of
 from kdtoolkit.steps import Stage, stage
 
 
@@ -67,10 +69,15 @@ class LayeredLoss(TransferLoss):
         Its own layers are then trained by nobody but the caller: `model.compile(loss=...)` doesn't
         know them.
         """
+        shapes = tuple(shapes_of(end) for end in (source, student))
         if self._layers is None:
-            shapes = [_shapes_of(end) for end in (source, student)]
             self.check_shapes(*shapes)
             self._make(*shapes)
+        elif self.layers and not _fit(self._shapes, shapes):
+            raise ValueError(
+                f"'{self.name}' has layers of its own, made for features of the shapes "
+                f"{self._shapes}. Received: {shapes}. Make a loss for each pair of shapes"
+            )
 
 
 class FeatureLoss(LayeredLoss):
@@ -120,8 +127,8 @@ class FeatureLoss(LayeredLoss):
         raise NotImplementedError
 
 
-def _shapes_of(end):
-    """Shapes of a tensor or of a list of them, with an unknown batch."""
-    if isinstance(end, list):
-        return [_shapes_of(tensor) for tensor in end]
-    return (None, *tuple(end.shape)[1:])
+def _fit(built, given):
+    built, given = (keras.tree.flatten(list(shapes)) for shapes in (built, given))
+    return len(built) == len(given) and all(
+        None in pair or pair[0] == pair[1] for pair in zip(built, given, strict=True)
+    )

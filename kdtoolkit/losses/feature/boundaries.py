@@ -62,6 +62,8 @@ class ActivationBoundaries(FeatureLoss):
     def pair_values(self, source, student, layer):
         if layer is not None:
             student = layer(student, training=self.training)
-        inside = ops.where(source > 0, student, -student)
+        # NaN, which is on neither side, stays NaN.
+        inactive = ops.where(source <= 0, -student, source)
+        inside = ops.where(source > 0, student, inactive)
         margin = ops.cast(self.margin, inside.dtype)
         return functional.per_example(ops.square(ops.relu(margin - inside)))

@@ -7,7 +7,7 @@ from kdtoolkit import functional
 from kdtoolkit.functional.positions import as_map, map_shape
 from kdtoolkit.losses.feature.base import FeatureLoss
 from kdtoolkit.losses.feature.projector import convolution, projector_where_needed
-from kdtoolkit.registry import public
+from kdtoolkit.registry import expects, public
 from kdtoolkit.scalars import Scalar
 
 
@@ -79,6 +79,7 @@ class MaskedGenerative(FeatureLoss):
 
     ratio = Scalar(minimum=0.0, maximum=1.0)
 
+    @expects(seed="seed")
     def __init__(
         self,
         ratio=0.5,

@@ -59,7 +59,7 @@ class NeuronSelectivity(FeatureLoss):
 
     def __init__(self, kernel="polynomial", reduction="sum_over_batch_size", name=None, dtype=None):
         super().__init__(reduction=reduction, name=name, dtype=dtype)
-        if kernel not in _KERNELS:
+        if not isinstance(kernel, str) or kernel not in _KERNELS:
             raise ValueError(
                 f"`kernel` of NeuronSelectivity must be one of {tuple(_KERNELS)}. "
                 f"Received: kernel={kernel!r}"

@@ -9,7 +9,7 @@ from kdtoolkit import functional, scalars, steps
 from kdtoolkit.functional.contrastive import log_normaliser, noise_contrastive, scores
 from kdtoolkit.functional.relation import unit_vectors
 from kdtoolkit.losses.feature.base import LayeredLoss
-from kdtoolkit.registry import public
+from kdtoolkit.registry import expects, public
 
 
 @public
@@ -66,6 +66,7 @@ class ContrastiveRepresentation(LayeredLoss):
         (2,)
     """
 
+    @expects(seed="seed")
     def __init__(
         self,
         examples,

@@ -1,0 +1,60 @@
+"""One process at a time, of those on one machine. The system ends a lock with its process."""
+
+import contextlib
+import hashlib
+import tempfile
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has none: there every lock is free.
+    fcntl = None
+
+#: The locks that this process holds until it ends, by folder.
+_HELD = {}
+
+
+@contextlib.contextmanager
+def alone(path, part):
+    """Waits until no other process builds the same part of the same cache.
+
+    Its file stays, empty, among the temporary ones.
+
+    Args:
+        path: the cache.
+        part: `(i, n)`.
+    """
+    if fcntl is None:
+        yield
+        return
+    key = hashlib.sha256(f"{Path(path).absolute()} {part}".encode()).hexdigest()[:32]
+    with open(Path(tempfile.gettempdir()) / f"kdtoolkit-{key}.lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def claim(directory):
+    """Makes a folder that this process alone writes to, until it ends, however it ends.
+
+    A second claim by the same process succeeds: a run that was interrupted may go on.
+
+    Args:
+        directory: the folder. A file `.lock` comes into it.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    directory = Path(directory).resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    if fcntl is None or directory in _HELD:
+        return
+    file = open(directory / ".lock", "a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(
+            f"Another process is training in '{directory}' right now. Expected one run for each "
+            "folder. Wait for its end, or use another folder"
+        ) from None
+    _HELD[directory] = file
