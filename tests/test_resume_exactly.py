@@ -69,7 +69,7 @@ def network(seed, units=4):
 
 def state_of(model):
     variables = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
-    copies = [copy for variable in variables for copy in steps.copies(variable)]
+    copies = [copy for variable in variables for copy in steps.own_copies(variable)]
     return [keras.ops.convert_to_numpy(copy) for copy in copies]
 
 

@@ -89,7 +89,7 @@ def below(arrays, prefix):
 
 def _of_copies(name, variable):
     """A variable's value, and its replicas' own where they differ: BatchNorm's statistics do."""
-    copies = (keras.ops.convert_to_numpy(copy) for copy in steps.copies(variable))
+    copies = (keras.ops.convert_to_numpy(copy) for copy in steps.own_copies(variable))
     first, *others = map(as_array, copies)
     if all(first.tobytes() == other.tobytes() for other in others):
         others = []

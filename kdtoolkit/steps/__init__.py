@@ -125,17 +125,44 @@ def copies(variable):
 
     The replicas of other processes count too, so all processes must ask at the same time.
     """
+    own = own_copies(variable)
+    strategy = getattr(variable.value, "distribute_strategy", None)
+    if strategy is None or strategy.num_replicas_in_sync == len(own):
+        return own
+    each = strategy.run(lambda: keras.ops.convert_to_tensor(variable.value)[None])
+    return keras.ops.unstack(strategy.gather(each, axis=0))
+
+
+def own_copies(variable):
+    """A variable's value on each replica of this process, read between steps."""
+    return [keras.ops.convert_to_tensor(copy) for copy in _replicated(variable)]
+
+
+def assign_copies(variable, values):
+    """Give each replica of this process its value of a variable, between steps.
+
+    Args:
+        variable: a Keras variable.
+        values: list of arrays, one for each replica, or one for all.
+    """
+    found = _replicated(variable)
+    if len(found) == 1:
+        variable.assign(values[0])
+        return
+    values = values * len(found) if len(values) == 1 else values
+    # Not by the variable itself, which would share a sum out to its copies.
+    for copy, value in zip(found, values, strict=True):
+        copy.assign(keras.ops.cast(value, variable.dtype))
+
+
+def _replicated(variable):
     value = variable.value
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         if isinstance(value, tf.distribute.DistributedValues):
-            strategy = value.distribute_strategy
-            if strategy.num_replicas_in_sync > len(value.values):
-                each = strategy.run(lambda: tf.convert_to_tensor(value)[None])
-                return tf.unstack(strategy.gather(each, axis=0))
-            return [keras.ops.convert_to_tensor(copy) for copy in value.values]
-    return [keras.ops.convert_to_tensor(value)]
+            return list(value.values)
+    return [value]
 
 
 def placed(model):
