@@ -12,7 +12,6 @@ the rounds of the ratio to one replica of the same round, for as many images.
 
 import argparse
 import contextlib
-import contextlib
 import os
 import pathlib
 import statistics
