@@ -20,7 +20,7 @@ def pipeline(data, shard):
 
 def compiled(distiller):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    distiller.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
+    distiller.compile(keras.optimizers.Adam(5e-3), loss, metrics=["accuracy"])
     return distiller
 
 

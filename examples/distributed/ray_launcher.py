@@ -1,6 +1,6 @@
 """One training in several workers of a Ray cluster, with Ray's `TensorflowTrainer`.
 
-    pip install "ray[train]"
+    pip install "ray[train]"  # run with Ray 2.60
     cd examples/distributed && python ray_launcher.py --workers 2
 
 Ray starts the processes and sets TF_CONFIG; the rest is `multi_worker_tensorflow.py`. On CPUs don't
