@@ -76,6 +76,10 @@ def work(folder, rank, *ports):
         (folder / f"{name}_{rank}.json").write_text(json.dumps(logs))
     if kd.is_chief(distiller):
         distiller.student.save(folder / "student.keras")
+    shard = (rank, COUNT) if on_jax else (0, 1)
+    whole = train("offline", scope, shard, [kd.callbacks.Resume(folder / "whole")])[1]
+    np.savez(folder / f"whole_{rank}.npz", *whole)
+    np.savez(folder / f"resumed_{rank}.npz", *resumed(scope, folder / "run", rank, shard))
     (folder / f"refused_{rank}.json").write_text(json.dumps(refused(scope)))
 
 
@@ -134,7 +138,7 @@ def made(name, scope, **kwargs):
     return distiller
 
 
-def train(name, scope, shard=(0, 1)):
+def train(name, scope, shard=(0, 1), more=()):
     """`(distiller, its arrays, its logs)` after three epochs in another order each."""
     import keras
 
@@ -142,7 +146,7 @@ def train(name, scope, shard=(0, 1)):
     from tests.support import arrays
 
     distiller, memory = made(name, scope), name == "remembering"
-    callbacks = [kd.callbacks.PeriodicTeacher()] if memory else []
+    callbacks = [*([kd.callbacks.PeriodicTeacher()] if memory else []), *more]
     with scope() if keras.backend.backend() == "jax" else contextlib.nullcontext():
         history = distiller.fit(
             pipeline(shard, memory), epochs=3, verbose=0, shuffle=False, callbacks=callbacks
@@ -151,6 +155,25 @@ def train(name, scope, shard=(0, 1)):
     if memory:
         found.append(keras.ops.convert_to_numpy(distiller.source.table))
     return distiller, found, history.history
+
+
+def resumed(scope, folder, rank, shard):
+    """The arrays of the run "offline", stopped in its second epoch and taken up by new objects."""
+    import keras
+
+    import kdtoolkit as kd
+
+    def stop(batch, logs):
+        if list(folder.glob(f"process-{rank}-of-{COUNT}/epoch-00001-batch-*")):
+            raise InterruptedError
+
+    stopping = keras.callbacks.LambdaCallback(on_train_batch_end=stop)
+    with contextlib.suppress(InterruptedError):
+        train("offline", scope, shard, [stopping, kd.callbacks.Resume(folder, every_batches=1)])
+    if rank == 1:
+        # As if it had been killed before it wrote its newest.
+        (folder / f"process-1-of-{COUNT}" / "epoch-00001-batch-000001.npz").unlink()
+    return train("offline", scope, shard, [kd.callbacks.Resume(folder, every_batches=1)])[1]
 
 
 def pipeline(shard=(0, 1), example_ids=True):

@@ -61,6 +61,12 @@ def test_two_processes_train_like_one(name, folder):
             np.testing.assert_allclose(found[key], logs[key], rtol=1e-5, atol=1e-6, err_msg=key)
 
 
+def test_processes_go_on_together_from_the_newest_checkpoint_that_all_have(folder):
+    for rank in range(processes.COUNT):
+        pairs = zip(saved(folder, "resumed", rank), saved(folder, "whole", rank), strict=True)
+        assert all(first.tobytes() == second.tobytes() for first, second in pairs)
+
+
 def test_the_chief_saves_what_any_process_loads(folder):
     student = keras.saving.load_model(folder / "student.keras")
     # Of the last case the student's weights come first.
