@@ -79,6 +79,11 @@ def _is_whole(value):
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
+def _is_seeds(value):
+    several = value if isinstance(value, list | tuple) and value else [value]
+    return all(_is_whole(one) and one >= 0 for one in several)
+
+
 def _is_number(value):
     number = isinstance(value, numbers.Real | np.floating) and not isinstance(value, bool)
     return number and math.isfinite(value)
@@ -94,6 +99,14 @@ def _is_several(value):
     return listed and np.ndim(value if isinstance(value, np.ndarray) else []) == 1
 
 
+def _has_rows(value):
+    return (
+        hasattr(value, "__len__")
+        and not isinstance(value, str | bytes | dict | type)
+        and (not hasattr(value, "shape") or len(value.shape) > 0)
+    )
+
+
 def _are(fits):
     return lambda value: _is_several(value) and all(map(fits, value))
 
@@ -107,8 +120,10 @@ KINDS = {
     "whole": ("an integer", _is_whole),
     "count": ("an integer >= 1", lambda v: _is_whole(v) and v >= 1),
     "seed": ("an integer >= 0", lambda v: _is_whole(v) and v >= 0),
+    "seeds": ("an integer >= 0, or a list of those", _is_seeds),
     "number": ("a finite number", _is_number),
     "several": ("a list", _is_several),
+    "array": ("an array with the examples on its first axis", _has_rows),
     "texts": ("a list of texts", _are(lambda v: isinstance(v, str))),
     "sizes": ("a list of integers >= 1", _are(lambda v: _is_whole(v) and v >= 1)),
     "shape": (
