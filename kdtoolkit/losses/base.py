@@ -225,8 +225,9 @@ class FunctionLoss(TransferLoss):
                 f"Received: {function!r}"
             )
         self.function = function
-        # TensorFlow takes no "<lambda>" for a name.
-        name = name or function.__name__.replace("<lambda>", "function")
+        # TensorFlow takes no "<lambda>" for a name, and an object that is called has none.
+        given = getattr(function, "__name__", type(function).__name__)
+        name = name or given.replace("<lambda>", "function")
         super().__init__(reduction=reduction, name=name, dtype=dtype)
         self.needs = needs_of(function)
 
