@@ -193,7 +193,8 @@ def before_fit(distiller, x, callbacks):
         ValueError: see `check_callbacks`, `with_example_ids`, `check_sources`.
     """
     check_callbacks(distiller, callbacks)
-    shapes = [np.shape(leaf) for leaf in keras.tree.flatten(x)] if is_arrays(x) else []
+    arrays = is_arrays(x) or isinstance(x, int | float | np.generic | np.ndarray)
+    shapes = [np.shape(leaf) for leaf in keras.tree.flatten(x)] if arrays else []
     if any(shape[:1] in ((), (0,)) for shape in shapes):
         raise ValueError(
             f"`fit` expects examples on the first axis of `x`, 1 or more. Received: shapes {shapes}"

@@ -32,7 +32,8 @@ def expects(**kinds):
         kinds: a name in `KINDS` by the name of an argument.
 
     Returns:
-        A decorator. What it decorates raises a TypeError for an argument of another kind.
+        A decorator. What it decorates raises a TypeError for an argument of another kind, and a
+        ValueError for an integer out of range.
 
     Example:
         >>> from kdtoolkit.registry import expects
@@ -60,7 +61,10 @@ def expects(**kinds):
                 words, fits = KINDS[kind]
                 optional = signature.parameters[name].default is None and value is None
                 if not optional and name in given and not fits(value):
-                    raise TypeError(
+                    # An integer of the wrong size is of the right type.
+                    ranged = kind in ("count", "seed") and _is_whole(value)
+                    error = ValueError if ranged else TypeError
+                    raise error(
                         f"`{name}` of {owner} must be {words}. Received: {name}={value!r:.100}"
                     )
             return function(*args, **kwargs)
@@ -79,6 +83,11 @@ def _is_whole(value):
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
+def _is_seeds(value):
+    several = value if isinstance(value, list | tuple) and value else [value]
+    return all(_is_whole(one) and one >= 0 for one in several)
+
+
 def _is_number(value):
     number = isinstance(value, numbers.Real | np.floating) and not isinstance(value, bool)
     return number and math.isfinite(value)
@@ -94,6 +103,20 @@ def _is_several(value):
     return listed and np.ndim(value if isinstance(value, np.ndarray) else []) == 1
 
 
+def _is_shape(value):
+    # Sizes that aren't known are refused where the reason can be said.
+    listed = isinstance(value, tuple | list) and len(value) > 0
+    return listed and all(size is None or _is_whole(size) for size in value)
+
+
+def _has_rows(value):
+    return (
+        hasattr(value, "__len__")
+        and not isinstance(value, str | bytes | dict | type)
+        and (not hasattr(value, "shape") or len(value.shape) > 0)
+    )
+
+
 def _are(fits):
     return lambda value: _is_several(value) and all(map(fits, value))
 
@@ -107,14 +130,13 @@ KINDS = {
     "whole": ("an integer", _is_whole),
     "count": ("an integer >= 1", lambda v: _is_whole(v) and v >= 1),
     "seed": ("an integer >= 0", lambda v: _is_whole(v) and v >= 0),
+    "seeds": ("an integer >= 0, or a list of those", _is_seeds),
     "number": ("a finite number", _is_number),
     "several": ("a list", _is_several),
+    "array": ("an array with the examples on its first axis", _has_rows),
     "texts": ("a list of texts", _are(lambda v: isinstance(v, str))),
     "sizes": ("a list of integers >= 1", _are(lambda v: _is_whole(v) and v >= 1)),
-    "shape": (
-        "a shape without the batch, a tuple of integers >= 1",
-        lambda v: isinstance(v, tuple | list) and len(v) > 0 and _are(KINDS["count"][1])(v),
-    ),
+    "shape": ("a shape without the batch, a tuple of integers", _is_shape),
     "optional text": ("a text, a str, or None", lambda v: v is None or isinstance(v, str)),
     "dtype": ("the name of a float dtype", _is_dtype),
 }

@@ -97,7 +97,7 @@ class SelfDistiller(Distiller):
         name=None,
     ):
         students = wiring.name_nodes(student, "student")
-        if len(students) > 1:
+        if len(students) != 1:
             raise ValueError(
                 "SelfDistiller trains one student. Expected a keras.Model. Received the students "
                 f"{list(students)}. Wire several with `kd.Distiller` and sources that `follows`."

@@ -79,6 +79,8 @@ def find_layer(model, path):
     Raises:
         ValueError: there is none; the message lists near names.
     """
+    if not isinstance(path, str):
+        raise TypeError(f"A layer's path must be a text, such as 'stage1'. Received: {path!r}")
     layer = _descend(model, path.partition(":")[0])
     if layer is None:
         raise _no_such_layer(model, path)
@@ -291,7 +293,7 @@ class Tapped(keras.Model):
         return cls(keras.saving.deserialize_keras_object(config.pop("model")), **config)
 
 
-@expects(model="model", layers="several")
+@expects(model="model", layers="texts")
 def tap(model, layers):
     """A model that shares the weights of `model` and also returns inner tensors by path.
 

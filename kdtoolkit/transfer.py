@@ -38,7 +38,11 @@ def _as_paths(value, name):
 
 
 def _default_name(loss):
-    name = loss.function.__name__ if isinstance(loss, FunctionLoss) else type(loss).__name__
+    owner = type(loss)
+    if isinstance(loss, FunctionLoss):
+        # An object that is called has no name of its own.
+        owner = loss.function if hasattr(loss.function, "__name__") else type(loss.function)
+    name = owner.__name__
     name = "function" if name == "<lambda>" else name
     # "DIST" stays one word, "SoftTargets" becomes two.
     starts = [

@@ -332,7 +332,7 @@ def views(direction="both", *, temperature=3.0, weight=1.0, student="student"):
     """
     ways = {"weak_to_strong": [("first", "second")]}
     ways["both"] = [*ways["weak_to_strong"], ("second", "first")]
-    if direction not in ways:
+    if not isinstance(direction, str) or direction not in ways:
         raise ValueError(
             f"`direction` must be one of {sorted(ways)}. Received: direction={direction!r}"
         )

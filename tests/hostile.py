@@ -50,7 +50,7 @@ KERAS_SAYS = re.compile(
     r"incompatible with the layer|Invalid input shape|Unrecognized data type: [xy]="
     r"|Data cardinality is ambiguous|Argument `seed` must be an integer"
     r"|Invalid value received for argument `rate`|Invalid value for argument l2"
-    r"|"
+    r"|invalid value for `units`|"
     r"Invalid value for argument `?reduction|`name` must be a string|Argument `name` must be"
     r"|Cannot interpret `dtype`|Invalid dtype|`?dtype`? .*must be|optimizer"
 )
@@ -301,7 +301,10 @@ def function_calls(draw):
     def check(value):
         assert not math.isnan(number(temperature)), f"accepted the temperature {temperature}"
         first = next((g for g in given if is_numeric(g)), None)
-        each = len(first) if returns == "each" and first is not None and first.ndim else None
+        # Without a batch there is one value.
+        rank = 1 if name == "per_example" else 2
+        many = first is not None and first.ndim >= rank and returns == "each"
+        each = len(first) if many else None
         if returns == "same":
             assert tuple(value.shape) == np.shape(given[0])
         factor = max(1.0, number(temperature) ** 2)

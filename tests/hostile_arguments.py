@@ -165,8 +165,8 @@ DISTILLERS = {
     ),
     "fit": Template(
         # The other arguments are Keras's.
-        lambda x, sample_weight: _distiller().fit(x, Y, sample_weight=sample_weight, verbose=0),
-        lambda: {"x": X, "sample_weight": None},
+        lambda x: _distiller().fit(x, Y, verbose=0),
+        lambda: {"x": X},
     ),
 }  # fmt: skip
 
@@ -299,7 +299,7 @@ DATA = {
         kd.data.ArrayPipeline,
         lambda: {
             "x": IMAGES, "y": Y, "batch_size": 2, "sample_weight": None, "augment": None,
-            "mix": None, "num_classes": 3, "shuffle": True, "seed": 0, "drop_remainder": False,
+            "mix": None, "num_classes": 3, "shuffle": True, "drop_remainder": False,
             "example_ids": True, "overlap": False, "views": None,
         },
         batches,

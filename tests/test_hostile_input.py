@@ -85,7 +85,7 @@ def test_the_judge_refuses_bare_errors_and_accepts_ours():
     assert call(lambda: kd.losses.SoftTargets(temperature=-1)) == "ours"
     assert call(lambda: {}["key"]) == "failure"
     assert call(lambda: np.zeros(3).reshape(2, 2)) == "failure"
-    assert call(lambda: keras.layers.Dense("many")) == "failure"
+    assert call(lambda: keras.layers.Conv2D("many", 3)) == "failure"
 
 
 @pytest.mark.core

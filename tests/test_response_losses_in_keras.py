@@ -161,7 +161,7 @@ def test_a_loss_with_labels_can_be_bound_to_them(data):
 @pytest.mark.parametrize(
     ("make", "arguments", "message"),
     [
-        (losses.SoftTargets, {"temperature": 0}, "`temperature` of SoftTargets .* > 0. Received"),
+        (losses.SoftTargets, {"temperature": 0}, "`temperature` of SoftTargets .* > 0 .*Received"),
         (losses.SoftTargets, {"temperature": -1.0}, "temperature=-1.0"),
         (losses.SoftTargets, {"temperature": float("inf")}, "a finite number"),
         (losses.SoftTargets, {"temperature": "4"}, "temperature='4'"),
@@ -193,7 +193,7 @@ def test_a_loss_with_labels_can_be_bound_to_them(data):
     ],
 )
 def test_bad_arguments_are_refused_at_construction(make, arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         make(**arguments)
 
 

@@ -13,11 +13,13 @@ from kdtoolkit.cache.fingerprints import checksums, description, fingerprint
 from kdtoolkit.cache.source import CachedTeacher
 from kdtoolkit.cache.speaker import Speaker
 from kdtoolkit.locks import alone
+from kdtoolkit.registry import expects
 
 #: How many examples the finished cache is compared with the teacher on.
 VERIFIED = 64
 
 
+@expects(teacher="model", layers="several")
 def cache_teacher(
     teacher,
     data,

@@ -170,7 +170,7 @@ class FlipShift(keras.layers.Layer):
             raise ValueError(f"`shift` must be an integer of 0 or more. Received: shift={shift!r}")
         if fill not in ("reflect", "constant"):
             raise ValueError(f'`fill` must be "reflect" or "constant". Received: fill={fill!r}')
-        self.flip = flip
+        self.flip = bool(flip)
         self.shift = int(shift)
         self.fill = fill
         self.seed = seed

@@ -25,10 +25,15 @@ def arrays(x, y, sample_weight):
             "`x` must be one NumPy array (examples, ...), or a dict, list or tuple of them. "
             f"Received: a {type(x).__name__} of {kinds}"
         )
-    examples = len(leaves[0])
+    examples = len(leaves[0]) if leaves[0].shape else 0
     parts = {"x": x, "y": _labels("y", y), "sample_weight": _labels("weights", sample_weight)}
     for name, part in parts.items():
         for leaf in [] if part is None else keras.tree.flatten(part):
+            if not leaf.shape:
+                raise TypeError(
+                    f"`{name}` must be arrays with the examples on their first axis. "
+                    f"Received: {leaf!r}"
+                )
             if len(leaf) != examples:
                 raise ValueError(
                     f"`{name}` must be as long as {'its first array' if name == 'x' else '`x`'}. "

@@ -58,6 +58,11 @@ def with_ids(x, ids=None):
             f"Received: a {type(x).__name__}. Name several inputs in a dict"
         )
     inputs = _without_collision(x) if isinstance(x, Mapping) else {INPUTS: x}
+    if not all(hasattr(value, "__len__") and np.shape(value) for value in inputs.values()):
+        raise TypeError(
+            "`with_ids` takes arrays with the examples on their first axis. Received: "
+            f"{[type(value).__name__ for value in inputs.values()]} of no axis"
+        )
     lengths = {len(value) for value in inputs.values()}
     if len(lengths) != 1:
         raise ValueError(f"All inputs must have the same length. Received lengths: {lengths}")

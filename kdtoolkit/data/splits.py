@@ -24,7 +24,7 @@ class Split(NamedTuple):
     val_index: np.ndarray
 
 
-@expects(seed="seed")
+@expects(x="array", y="array", seed="seeds", fraction="number")
 def split(x, y, fraction, seed, stratify=True):
     """Holds out a share of the examples, by default the same share of every class.
 
@@ -63,7 +63,7 @@ def split(x, y, fraction, seed, stratify=True):
     return Split(x[train_index], y[train_index], x[held_out], y[held_out], train_index, held_out)
 
 
-@expects(seed="seed")
+@expects(y="array", seed="seeds", count="whole")
 def choose(y, count, seed, stratify=True):
     """Chooses `count` rows of `y` at random, in equal shares of every class if `stratify`.
 
@@ -105,7 +105,7 @@ def choose(y, count, seed, stratify=True):
     return np.sort(np.concatenate(chosen)) if chosen else order
 
 
-@expects(seed="seed")
+@expects(y="array", seed="seeds", fraction="number", num_classes="whole")
 def noisy_labels(y, fraction, num_classes, seed):
     """Gives a share of the examples a wrong label (symmetric noise).
 

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from collections.abc import Mapping
 
 from kdtoolkit.evaluation.extras import require
 from kdtoolkit.evaluation.files import written
@@ -132,6 +133,8 @@ def _checked(rows, keys):
     if not rows:
         raise ValueError("There must be rows to compare. Received: none")
     for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise TypeError(f"Each row must be a dict. Received: {row!r} as row {number}")
         for key in keys:
             value = row.get(key)
             if not isinstance(value, numbers.Real) or not math.isfinite(value):

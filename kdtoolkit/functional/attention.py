@@ -1,7 +1,9 @@
 """Where features are strong."""
 
+import keras
 from keras import ops
 
+from kdtoolkit import scalars
 from kdtoolkit.functional.numbers import at_least_float32, largest
 
 
@@ -19,11 +21,16 @@ def attention(features, power=2.0):
     Returns:
         Tensor of the same layout with one channel.
 
+    Raises:
+        ValueError: a power below 1.
+
     Example:
         >>> from kdtoolkit.functional.attention import attention
         >>> [float(v) for v in attention([[[1.0, 0.0], [2.0, 0.0]]])[0, :, 0]]
         [0.125, 0.5]
     """
+    if not ops.is_tensor(power) and not isinstance(power, keras.Variable):
+        scalars.checked(power, "power", "attention", minimum=1.0)
     features = at_least_float32(features, 2)
     axes = tuple(range(1, len(features.shape)))
     size = ops.stop_gradient(largest(features, axes))

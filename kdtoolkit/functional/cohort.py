@@ -131,7 +131,7 @@ def min_logits(logits, labels):
     """
     z = _stacked(logits)
     shares = _shares(labels, z)
-    return ops.min(z - ops.sum(z * shares[None], axis=-1, keepdims=True), axis=0)
+    return ops.min(z - ops.sum(z * shares[None], axis=-1, keepdims=True), axis=0, initial=math.inf)
 
 
 def _shares(labels, z):

@@ -83,7 +83,7 @@ def check_pairs(shape, owner):
 
 def paired(source_logits, student_logits, owner, minimum_classes=2):
     """Both tensors in one dtype, at least float32, after `check_logits`."""
-    source, student = at_least_float32(source_logits, 2), at_least_float32(student_logits, 2)
+    source, student = at_least_float32(source_logits, 1), at_least_float32(student_logits, 1)
     check_logits(source.shape, student.shape, owner, minimum_classes)
     dtype = keras.backend.result_type(source.dtype, student.dtype)
     return ops.cast(source, dtype), ops.cast(student, dtype)
@@ -92,6 +92,7 @@ def paired(source_logits, student_logits, owner, minimum_classes=2):
 def softened(logits, temperature):
     """`logits / temperature`. What isn't a tensor is checked here: a number in `TEMPERATURES`."""
     if not ops.is_tensor(temperature) and not isinstance(temperature, keras.Variable):
+        scalars.checked(temperature, "temperature", "kdtoolkit.functional", above=0)
         scalars.checked(temperature, "temperature", "kdtoolkit.functional", **TEMPERATURES)
     return logits / ops.cast(temperature, logits.dtype)
 
@@ -115,7 +116,7 @@ def per_example(values):
         >>> float(functional.per_example([[1.0, 3.0]])[0])
         2.0
     """
-    values = at_least_float32(values, 1)
+    values = at_least_float32(values)
     if 0 in values.shape[1:]:
         raise ValueError(
             "`per_example` takes the mean over every axis but the first, and expects sizes of at "
@@ -273,6 +274,8 @@ def pearson_correlation(first, second, axis=-1):
     """
     first, second = at_least_float32(first, 1), at_least_float32(second, 1)
     check_logits(first.shape, second.shape, "pearson_correlation", 1)
+    dtype = keras.backend.result_type(first.dtype, second.dtype)
+    first, second = ops.cast(first, dtype), ops.cast(second, dtype)
     first, first_length = _centred(first, axis)
     second, second_length = _centred(second, axis)
     return ops.sum(first * second / (first_length * second_length + 1e-8), axis=axis)
@@ -294,6 +297,8 @@ def confidence_weights(logits):
         >>> [round(float(w), 4) for w in weights]
         [0.6667, 1.3333]
     """
+    logits = at_least_float32(logits, 1)
+    check_logits(logits.shape, logits.shape, "confidence_weights")
     confidence = ops.exp(ops.max(log_probabilities(logits), axis=-1, initial=_LOG_ZERO))
     return confidence / ops.mean(confidence)
 

@@ -15,6 +15,11 @@ def as_numbers(value, what="a tensor of numbers", minimum_rank=0):
     Raises:
         TypeError: it is none of these, or holds texts or complex numbers.
         ValueError: it has fewer axes.
+
+    Example:
+        >>> from kdtoolkit import functional
+        >>> tuple(functional.as_numbers([[1, 2]]).shape)
+        (1, 2)
     """
     try:
         tensor = ops.convert_to_tensor(value)

@@ -56,6 +56,13 @@ def check_features(shape, owner, kinds=("vectors", "tokens", "maps")):
         )
 
 
+def _sized(features):
+    features = at_least_float32(features, 2)
+    if 0 in features.shape[1:]:
+        raise ValueError(f"Features have sizes of 1 or more. Received: shape {features.shape}")
+    return features
+
+
 def grid_of(tokens):
     """`(extra tokens, side)` of a square grid behind 0 to 2 extra tokens, None if there is none.
 
@@ -135,10 +142,9 @@ def as_tokens(features):
         >>> tuple(functional.as_tokens(np.ones((2, 4, 4, 3))).shape)
         (2, 16, 3)
     """
-    features = at_least_float32(features, 2)
+    features = _sized(features)
     shape = features.shape
-    positions = math.prod(shape[1:-1])
-    return ops.reshape(features, (-1, positions, shape[-1]))
+    return ops.reshape(features, (-1, math.prod(shape[1:-1]), shape[-1]))
 
 
 def as_vectors(features):
@@ -150,7 +156,7 @@ def as_vectors(features):
         >>> tuple(functional.as_vectors(np.ones((2, 4, 4, 3))).shape)
         (2, 48)
     """
-    features = at_least_float32(features, 2)
+    features = _sized(features)
     return ops.reshape(features, (-1, math.prod(features.shape[1:])))
 
 
@@ -185,7 +191,7 @@ def as_map(features, square=False):
     Returns:
         Tensor `(batch, height, width, channels)`, at least float32.
     """
-    features = at_least_float32(features, 2)
+    features = _sized(features)
     shape = map_shape(features.shape, square)
     if len(features.shape) == 3:
         features = features[:, features.shape[1] - shape[1] * shape[2] :]
@@ -256,7 +262,7 @@ def arrange(features, target):
         >>> tuple(functional.arrange(np.ones((2, 8, 8, 3)), (None, 17, 5)).shape)
         (2, 17, 3)
     """
-    features = at_least_float32(features, 2)
+    features = _sized(features)
     check_arrangement(features.shape, target, "arrange")
     if tuple(features.shape[1:-1]) == tuple(target[1:-1]):
         return features

@@ -156,4 +156,10 @@ def flow_matrix(first, second):
         [2.0, 3.0]
     """
     first, second = map(as_tokens, in_common(first, second))
+    sizes = {first.shape[0], second.shape[0]} - {None}
+    if len(sizes) > 1:
+        raise ValueError(
+            "`flow_matrix` reads two layers of one batch. Received: shapes "
+            f"{tuple(first.shape)} and {tuple(second.shape)}"
+        )
     return ops.einsum("bpc,bpd->bcd", first, second) / first.shape[1]

@@ -2,8 +2,10 @@
 
 import math
 
+import keras
 from keras import ops
 
+from kdtoolkit import scalars
 from kdtoolkit.functional.logits import (
     check_pairs,
     class_numbers,
@@ -165,6 +167,9 @@ def mixed_target_cross_entropy(
         0.6931
     """
     source, student = paired(source_logits, student_logits, "mixed_target_cross_entropy")
+    if not ops.is_tensor(label_share) and not isinstance(label_share, keras.Variable):
+        bounds = {"minimum": 0.0, "maximum": 1.0}
+        scalars.checked(label_share, "label_share", "kdtoolkit.functional", **bounds)
     share = ops.cast(label_share, student.dtype)
     p = ops.exp(log_probabilities(source, temperature))
     targets = share * label_distribution(labels, student) + (1 - share) * p

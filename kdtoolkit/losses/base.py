@@ -53,18 +53,23 @@ class PerExampleLoss(keras.losses.Loss):
 
 def shapes_of(end):
     """Shapes of a tensor or of a list of them, with an unknown batch."""
+    if isinstance(end, dict):
+        raise TypeError(
+            f"A transfer loss compares tensors, or lists of them. Received: a dict of {list(end)}"
+        )
     if isinstance(end, list | tuple):
         return [shapes_of(tensor) for tensor in end]
     return (None, *tuple(end.shape)[1:]) if len(end.shape) else ()
 
 
 def _numbers(end, name):
-    """The tensors of one end of a loss."""
-    if not keras.tree.flatten(end):
-        raise ValueError(
-            f"A transfer loss expects a tensor of the {name}, or a list of them. Received: {end!r}"
-        )
-    return keras.tree.map_structure(lambda leaf: as_numbers(leaf, f"a tensor of the {name}"), end)
+    """The tensors of one end of a loss; nested lists of plain numbers are one tensor."""
+    if isinstance(end, dict) and end and name == "source":
+        return {key: _numbers(value, key) for key, value in end.items()}
+    tensors = [leaf for leaf in keras.tree.flatten(end) if tuple(getattr(leaf, "shape", ()))]
+    if tensors and isinstance(end, list | tuple):
+        return [_numbers(each, name) for each in end]
+    return as_numbers(end, f"a tensor of the {name}, or a list of them")
 
 
 @public
@@ -220,8 +225,9 @@ class FunctionLoss(TransferLoss):
                 f"Received: {function!r}"
             )
         self.function = function
-        # TensorFlow takes no "<lambda>" for a name.
-        name = name or function.__name__.replace("<lambda>", "function")
+        # TensorFlow takes no "<lambda>" for a name, and an object that is called has none.
+        given = getattr(function, "__name__", type(function).__name__)
+        name = name or given.replace("<lambda>", "function")
         super().__init__(reduction=reduction, name=name, dtype=dtype)
         self.needs = needs_of(function)
 

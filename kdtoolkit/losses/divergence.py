@@ -51,7 +51,7 @@ class BregmanDivergence(ResponseLoss):
         0.29
     """
 
-    temperature = Scalar(above=0.0)
+    temperature = Scalar(above=0.0, maximum=1e9)
 
     def __init__(
         self,

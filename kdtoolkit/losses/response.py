@@ -65,7 +65,7 @@ class SoftTargets(ResponseLoss):
         0.4438
     """
 
-    temperature = Scalar(above=0.0)
+    temperature = Scalar(above=0.0, maximum=1e9)
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class SoftCrossEntropy(ResponseLoss):
         0.6931
     """
 
-    temperature = Scalar(above=0.0)
+    temperature = Scalar(above=0.0, maximum=1e9)
 
     def __init__(self, temperature=1.0, reduction="sum_over_batch_size", name=None, dtype=None):
         super().__init__(reduction=reduction, name=name, dtype=dtype)
@@ -177,7 +177,7 @@ class MixedTargets(ResponseLoss):
     """
 
     label_share = Scalar(minimum=0.0, maximum=1.0)
-    temperature = Scalar(above=0.0)
+    temperature = Scalar(above=0.0, maximum=1e9)
 
     def __init__(
         self,
@@ -263,7 +263,7 @@ class DecoupledKD(ResponseLoss):
 
     target_weight = Scalar(minimum=0.0)
     non_target_weight = Scalar(minimum=0.0)
-    temperature = Scalar(above=0.0)
+    temperature = Scalar(above=0.0, maximum=1e9)
 
     def __init__(
         self,
@@ -323,7 +323,7 @@ class DIST(ResponseLoss):
 
     inter_weight = Scalar(minimum=0.0)
     intra_weight = Scalar(minimum=0.0)
-    temperature = Scalar(above=0.0)
+    temperature = Scalar(above=0.0, maximum=1e9)
 
     def __init__(
         self,

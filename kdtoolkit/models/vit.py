@@ -192,7 +192,7 @@ class _Block:
 
 
 def _sizes(size, width, depth, heads):
-    if size not in SIZES:
+    if not isinstance(size, str) or size not in SIZES:
         raise ValueError(
             f"`size` must be one of {', '.join(map(repr, SIZES))}; `width`, `depth` and `heads` "
             f"change it. Received: size={size!r}"

@@ -70,7 +70,7 @@ class PeerEnsemble(Source):
                 f"Received: follows={follows!r}"
             )
         super().__init__(follows=None if follows is None else list(follows), name=name)
-        if combine not in COMBINATIONS:
+        if not isinstance(combine, str) or combine not in COMBINATIONS:
             raise ValueError(
                 f"`combine` of PeerEnsemble must be one of {sorted(COMBINATIONS)}. "
                 f"Received: combine={combine!r}"

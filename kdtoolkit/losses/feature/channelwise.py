@@ -42,7 +42,7 @@ class ChannelWise(FeatureLoss):
     """
 
     kinds = ("tokens", "maps")
-    temperature = Scalar(above=0.0)
+    temperature = Scalar(above=0.0, maximum=1e9)
 
     def __init__(self, temperature=4.0, reduction="sum_over_batch_size", name=None, dtype=None):
         super().__init__(reduction=reduction, name=name, dtype=dtype)

@@ -211,7 +211,7 @@ def _checked(margin):
     try:
         several = np.ndim(margin[0]) > 0
         rows = [np.asarray(row, "float64") for row in (margin if several else [margin])]
-    except (TypeError, ValueError, IndexError):
+    except (TypeError, ValueError, LookupError):
         rows = []
     if not rows or not all(row.ndim == 1 and np.all(row <= 0) for row in rows):
         raise ValueError(
