@@ -285,10 +285,13 @@ def _check_global_ids(distiller, x):
 
 
 def _check_folders(distiller, callbacks):
-    """Warn of callbacks that write in every process, unless the folder's name has its number."""
+    """Warn of a backup in every process, unless the folder's name has its number.
+
+    `kd.callbacks.Resume` makes a folder for each by itself.
+    """
     number = str(workers.rank(distiller))
     for callback in callbacks:
-        folder = getattr(callback, "backup_dir", None) or getattr(callback, "directory", None)
+        folder = getattr(callback, "backup_dir", None)
         if folder is not None and number not in str(folder):
             warnings.warn(
                 f"Each of {workers.processes(distiller)} processes writes the checkpoints of "
