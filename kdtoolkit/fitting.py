@@ -3,6 +3,7 @@
 from kdtoolkit import checks, placement
 from kdtoolkit.ahead import build_ahead
 from kdtoolkit.progress import LastCallback, listed, with_progress
+from kdtoolkit.steps.skipping import stop_skipping
 
 
 def prepared(distiller, given):
@@ -16,6 +17,7 @@ def prepared(distiller, given):
         ValueError: see `placement.check`, `checks.before_fit` and the callbacks.
     """
     callbacks = given["callbacks"]
+    stop_skipping(distiller)
     placement.check(distiller, {**given, "callbacks": listed(callbacks)})
     x = checks.before_fit(distiller, given["x"], listed(callbacks))
     build_ahead(distiller, x, given["y"])

@@ -45,6 +45,11 @@ def claim(directory):
         ValueError: another process has it.
     """
     directory = Path(directory).resolve()
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(
+            f"A run needs a folder. Expected a new path, or that of a folder. Received: the file "
+            f"'{directory}'"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     if fcntl is None or directory in _HELD:
         return
@@ -57,4 +62,8 @@ def claim(directory):
             f"Another process is training in '{directory}' right now. Expected one run for each "
             "folder. Wait for its end, or use another folder"
         ) from None
+    except OSError:
+        # A file system without locks: as on a system without them.
+        file.close()
+        return
     _HELD[directory] = file

@@ -51,7 +51,7 @@ def test_the_examples_in_the_docstrings_run(module, tmp_path, monkeypatch):
 
 # Who may import whom: a module may import those above its own line.
 ORDER = [
-    {"version", "registry", "steps", "saving", "files", "locks", "optional"},
+    {"version", "registry", "steps", "saving", "files", "locks", "settings", "optional"},
     {"scalars", "taps"},
     {"functional", "schedules", "inner"},
     {"losses", "logits", "logs", "outputs", "progress", "sources"},

@@ -178,7 +178,7 @@ def test_the_newest_checkpoints_stay_and_leftovers_go(tmp_path):
 
 def test_checkpoints_may_come_every_few_epochs_and_the_last_epoch_has_one(tmp_path):
     run(tmp_path, epochs=5, every=2, keep=9)
-    found = [f"epoch-0000{epoch}.npz" for epoch in (2, 4, 5)]
+    found = [f"epoch-0000{epoch}.npz" for epoch in (0, 2, 4, 5)]
     assert names(tmp_path) == [".lock", *found]
     assert Resume(tmp_path).epoch == 5
 
@@ -187,7 +187,8 @@ def test_a_finished_run_runs_no_epoch_more_but_puts_the_best_weights_back(tmp_pa
     first = plain()
     train(first, tmp_path)
     again = plain()
-    scores, rewind = train(again, tmp_path)
+    with pytest.warns(UserWarning, match="had finished after 5 epochs.*a folder of its own"):
+        scores, rewind = train(again, tmp_path)
     assert scores.epochs == []
     assert rewind.best_epoch == 1
     assert largest_difference(again.get_weights(), first.get_weights()) == 0
@@ -204,14 +205,16 @@ def test_the_last_weights_of_a_run_that_ended_in_a_rewind_are_kept(tmp_path):
     model = plain()
     _, rewind = train(model, tmp_path, epochs=4)
     assert largest_difference(rewind.last_weights(), rewind.best_weights()) > 1e-4
-    _, again = train(plain(), tmp_path, epochs=4)
+    with pytest.warns(UserWarning, match="had finished"):
+        _, again = train(plain(), tmp_path, epochs=4)
     assert largest_difference(again.last_weights(), rewind.last_weights()) == 0
 
 
 def test_a_run_that_a_callback_stopped_has_finished(tmp_path):
     assert run(tmp_path, [Stop()], epochs=4, kept=[]) == [0]
     assert Resume(tmp_path).epoch == 4
-    assert run(tmp_path, [Stop()], epochs=4, kept=[]) == []
+    with pytest.warns(UserWarning, match="had finished"):
+        assert run(tmp_path, [Stop()], epochs=4, kept=[]) == []
     with pytest.raises(ValueError, match="stopped by a callback after epoch-00001.*another folder"):
         run(tmp_path, [Stop()], epochs=5, kept=[])
 
@@ -236,7 +239,8 @@ def test_the_counters_of_keras_callbacks_go_on(tmp_path):
     assert (early.best, early.best_epoch, early.wait) == (0.5, 1, 1)
     again = keras_callbacks(tmp_path)
     # No epoch runs, so what they know comes from the folder alone.
-    assert run(tmp_path / "run", again, epochs=3) == []
+    with pytest.warns(UserWarning, match="had finished"):
+        assert run(tmp_path / "run", again, epochs=3) == []
     early_again, reduce_again, checkpoint_again = again
     assert (early_again.best, early_again.best_epoch, early_again.wait) == (0.5, 1, 1)
     assert largest_difference(early_again.best_weights, early.best_weights) == 0

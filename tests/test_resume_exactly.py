@@ -12,7 +12,8 @@ import pytest
 import kdtoolkit as kd
 from kdtoolkit import steps
 from kdtoolkit.callbacks import BestTeacher, Resume, RewindOnPlateau
-from kdtoolkit.callbacks.checkpoints import Checkpoints, Position
+from kdtoolkit.callbacks.checkpoints import NEEDED, Checkpoints, Position
+from kdtoolkit.steps import skipping
 from tests.support import crossentropy
 
 ROOT = pathlib.Path(kd.__file__).parent.parent
@@ -226,7 +227,8 @@ def test_data_in_an_unknown_order_go_on_at_the_start_of_an_epoch(tmp_path):
             return attempt(eagerly, seed, tmp_path, stop, data=Slices)
 
     start(0, (1, 3))
-    assert [path.name for path in sorted(tmp_path.glob("epoch*"))] == ["epoch-00001.npz"]
+    found = [path.name for path in sorted(tmp_path.glob("epoch*"))]
+    assert found == ["epoch-00000.npz", "epoch-00001.npz"]
     assert start(1, None)[2][0] == (1, 0)
 
 
@@ -289,6 +291,69 @@ def test_random_numbers_that_callbacks_draw_go_on(tmp_path):
     assert part(tmp_path / "parts") == whole[BATCHES + 2 :]
 
 
+def pruned(seed):
+    """Masks on a grid that no checkpoint falls on."""
+    student = kd.compress.prune(network(seed, 6), 0)
+    distiller = kd.Distiller(student=student, teacher=network(seed + 1000, 8))
+    distiller.compile("sgd", crossentropy(), run_eagerly=True)
+    return distiller, [kd.compress.GradualPruning(student, 0.8, end_step=11, every=3)]
+
+
+def test_masks_that_grow_go_on(tmp_path):
+    check(pruned, tmp_path, stops=[(0, 4), (1, 3)])
+
+
+class Called(keras.callbacks.LambdaCallback):
+    """Has what it does with batches on the object, as Keras's own callback does."""
+
+    def __init__(self, function):
+        super().__init__(on_train_batch_end=function)
+
+    def get_state(self):
+        return {}
+
+    def set_state(self, saved):
+        pass
+
+
+def test_what_was_interrupted_while_batches_were_only_drawn_goes_on(tmp_path, monkeypatch):
+    state, _, _ = attempt(eagerly, 0, tmp_path / "whole")
+    attempt(eagerly, 0, tmp_path / "parts", (1, 4))
+    distiller, calls = eagerly(1)[0], []
+    called = Called(lambda batch, logs: calls.append(batch))
+
+    def fit():
+        resume = Resume(tmp_path / "parts", every_batches=2)
+        callbacks = [Watch(), called, resume]
+        distiller.fit(*examples(), batch_size=8, epochs=2, callbacks=callbacks, verbose=0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(skipping.Skipping, "__call__", interrupted)
+        with pytest.raises(Interruption):
+            fit()
+    fit()
+    for a, b in zip(state_of(distiller), state, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert calls == [4, 5]
+
+
+def interrupted(*args):
+    raise Interruption
+
+
+def test_the_same_objects_start_again_from_the_weights_before_the_first_batch(tmp_path):
+    state, _, _ = attempt(eagerly, 0, tmp_path / "whole")
+    distiller, _ = eagerly(0)
+    for stop in [(0, 1), None]:
+        callbacks = [Watch(stop), Resume(tmp_path / "parts")]
+        try:
+            distiller.fit(*examples(), batch_size=8, epochs=2, callbacks=callbacks, verbose=0)
+        except Interruption:
+            pass
+    for a, b in zip(state_of(distiller), state, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 # Files and folders -------------------------------------------------------------------------------
 
 
@@ -296,6 +361,7 @@ def checkpoint(folder):
     """A small checkpoint, and what is in it."""
     rng = np.random.default_rng(0)
     arrays = {"model/0": rng.normal(size=(20, 3)), "random/python": rng.integers(9, size=30)}
+    arrays |= {name: np.asarray("something") for name in NEEDED}
     checkpoints = Checkpoints(folder, keep=2)
     checkpoints.write(Position(3, 7), arrays)
     return checkpoints, arrays
@@ -375,7 +441,7 @@ def test_runs_that_are_killed_at_random_moments_end_like_one_left_alone(tmp_path
 def test_another_number_of_batches_is_refused_within_an_epoch(tmp_path):
     attempt(eagerly, 0, tmp_path, (1, 3))
     data = lambda: kd.data.ArrayPipeline(*examples(), batch_size=4)  # noqa: E731
-    with pytest.raises(ValueError, match="an epoch of 6 batches.*Received: 11 batches"):
+    with pytest.raises(ValueError, match="other settings.*batches: 6 before, 11 now"):
         attempt(eagerly, 1, tmp_path, data=data)
 
 
@@ -383,6 +449,57 @@ def test_backup_and_restore_beside_it_is_refused(tmp_path):
     backup = keras.callbacks.BackupAndRestore(str(tmp_path / "backup"))
     with pytest.raises(ValueError, match="BackupAndRestore and Resume.*Leave BackupAndRestore out"):
         attempt(lambda seed: (eagerly(seed)[0], [backup]), 0, tmp_path)
+
+
+def hotter(seed):
+    distiller, _ = eagerly(seed)
+    distiller.transfers[0].loss.temperature = 9.0
+    return distiller, []
+
+
+def test_the_folder_of_another_run_is_refused_and_nothing_is_changed(tmp_path):
+    attempt(eagerly, 0, tmp_path)
+
+    def given(*made):
+        return lambda seed: made
+
+    others = [(hotter, "numbers.*4.0 before, 9.0 now"), (slower, "optimizer.*0.001.* before")]
+    for make, match in others:
+        model, callbacks = make(0)
+        before = state_of(model)
+        with pytest.raises(ValueError, match=match):
+            attempt(given(model, callbacks), 0, tmp_path, epochs=3)
+        for a, b in zip(state_of(model), before, strict=False):
+            np.testing.assert_array_equal(a, b)
+    other = Resume(tmp_path, seed=7)
+    with pytest.raises(ValueError, match="seed: 0 before, 7 now"):
+        eagerly(0)[0].fit(*examples(), batch_size=8, epochs=3, callbacks=[Watch(), other])
+
+
+def slower(seed):
+    distiller, _ = eagerly(seed)
+    distiller.optimizer.learning_rate = 0.01
+    return distiller, []
+
+
+def test_averages_that_are_swapped_in_for_an_epoch_are_refused(tmp_path):
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    with pytest.raises(ValueError, match="SwapEMAWeights.*Expected `swap_on_epoch=False`"):
+        attempt(lambda seed: (eagerly(seed)[0], [swap]), 0, tmp_path)
+
+
+def test_another_number_of_processes_is_refused(tmp_path):
+    (tmp_path / "process-0-of-2").mkdir()
+    with pytest.raises(ValueError, match="trained by 2 processes.*Received: 1"):
+        _ = Resume(tmp_path).epoch
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    np.savez(tmp_path / "epoch-00001.npz", something=np.zeros(3))
+    with pytest.raises(ValueError, match="epoch-00001.npz' is damaged.*one without"):
+        _ = Resume(tmp_path).epoch
+    with pytest.raises(ValueError, match="A run needs a folder.*the file"):
+        attempt(eagerly, 0, tmp_path / "epoch-00001.npz")
 
 
 class Counting(keras.callbacks.Callback):

@@ -9,6 +9,8 @@ import numpy as np
 from kdtoolkit import steps
 from kdtoolkit.callbacks.state import as_array, stateful
 
+_OF_METRIC = "a variable of a metric"
+
 
 class RunState:
     """Reads the state of a run between two steps, and gives it back.
@@ -29,12 +31,12 @@ class RunState:
         Args:
             metrics: bool, whether the metrics' state is part of it: in the middle of an epoch.
         """
-        found = {"made_of": self.made_of()}
+        found = {"made_of": self.made_of(metrics)}
         for group, variables in self._variables(metrics).items():
             for index, variable in enumerate(variables):
                 found.update(_of_copies(f"{group}/{index}", variable))
         for index, state in enumerate(self._states):
-            saved = state.get_state()
+            saved = {n: value for n, value in state.get_state().items() if value is not None}
             found.update((f"callback/{index}/{name}", value) for name, value in saved.items())
         found.update(_random_states())
         return {name: as_array(value) for name, value in found.items()}
@@ -51,30 +53,37 @@ class RunState:
             state.set_state(below(saved, f"callback/{index}/"))
         _give_random_states(saved)
 
-    def compare(self, saved, directory):
+    def compare(self, saved, directory, metrics=False):
         """Refuse the state of another run.
+
+        Args:
+            saved: what `arrays` returned.
+            directory: where it was, for the message.
+            metrics: whether the metrics are there to be compared.
 
         Raises:
             ValueError: other variables, optimizer or callbacks.
         """
-        pairs = itertools.zip_longest(saved["made_of"], self.made_of(), fillvalue="nothing")
+        parts = [part for part in saved["made_of"] if metrics or not part.startswith(_OF_METRIC)]
+        pairs = itertools.zip_longest(parts, self.made_of(metrics), fillvalue="nothing")
         for before, after in pairs:
             if before != after:
                 raise ValueError(
-                    f"The run in '{directory}' was of another model, optimizer or list of "
+                    f"The run in '{directory}' was of another model, optimizer, metrics or list of "
                     f"callbacks. Expected {before}. Received: {after}. Use what it was started "
                     "with, or another folder"
                 )
 
-    def made_of(self):
+    def made_of(self, metrics):
         """What must be the same to go on: shapes of variables, optimizer and callbacks by class."""
-        found = self._variables(metrics=False)
+        found = self._variables(metrics)
         parts = [f"a variable of the model of shape {tuple(v.shape)}" for v in found["model"]]
         parts.append(f"the optimizer {type(self.model.optimizer).__name__}")
         parts += [
             f"a variable of the optimizer of shape {tuple(v.shape)}" for v in found["optimizer"]
         ]
-        return parts + [f"the callback {type(callback).__name__}" for callback in self.callbacks]
+        parts += [f"the callback {type(callback).__name__}" for callback in self.callbacks]
+        return parts + [f"{_OF_METRIC} of shape {tuple(v.shape)}" for v in found.get("metrics", [])]
 
     def _variables(self, metrics):
         model = self.model

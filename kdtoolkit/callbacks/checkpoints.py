@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kdtoolkit.files import check_archive, draft_of
+from kdtoolkit.files import check_archive, damaged, draft_of
 
+#: What every checkpoint says beside the state.
+NEEDED = ("made_of", "about", "next_epoch", "stopped")
 _NAME = re.compile(r"epoch-(\d{5,})(?:-batch-(\d{6,}))?\.npz")
 
 
@@ -71,12 +73,13 @@ class Checkpoints:
         """
         older = [self.path(found).name for found in self.positions() if found < position]
         way_out = f"move it away: '{older[-1]}' is the one before" if older else "start anew"
-        path = self.path(position)
-        check_archive(
-            path, f"Copy it again from where it is whole, or {way_out}", "a checkpoint of Resume"
-        )
+        path, way_out = self.path(position), f"Copy it again from where it is whole, or {way_out}"
+        check_archive(path, way_out, "a checkpoint of Resume")
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            found = {name: file[name] for name in file.files}
+        if missing := [name for name in NEEDED if name not in found]:
+            raise damaged(f"'{path}'", "a checkpoint of Resume", f"one without {missing}", way_out)
+        return found
 
 
 def _sync(directory):

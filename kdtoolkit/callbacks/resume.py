@@ -1,19 +1,24 @@
 """A run that was interrupted goes on as if nothing had happened."""
 
+import json
 import warnings
 
 import keras
 import numpy as np
 
 from kdtoolkit import scalars
+from kdtoolkit.callbacks.belonging import about_run, check_beside, check_layout, check_same
 from kdtoolkit.callbacks.capture import RunState, below
 from kdtoolkit.callbacks.checkpoints import Checkpoints, Position
+from kdtoolkit.callbacks.muting import Muted
 from kdtoolkit.callbacks.order import in_order
 from kdtoolkit.callbacks.state import stateful, with_state
 from kdtoolkit.data.epochs import repeats, set_epoch
 from kdtoolkit.locks import claim
 from kdtoolkit.progress import LastCallback
-from kdtoolkit.steps.skipping import Skipping
+from kdtoolkit.registry import expects
+from kdtoolkit.settings import as_plain
+from kdtoolkit.steps.skipping import Skipping, stop_skipping
 from kdtoolkit.steps.workers import earliest, processes, rank
 
 _NO_ORDER = (
@@ -59,10 +64,17 @@ class Resume(LastCallback):
               callbacks=[rewind, resume])
     ```
 
-    To go on in the middle of an epoch, its first batches are drawn and not trained on; other
-    callbacks don't see them. Not kept is what only the engine knows, such as the counters of
-    `tf.random.normal`: draw from a `keras.random.SeedGenerator` of a layer. TensorBoard and
-    `ModelCheckpoint(save_freq=int)` count batches from the start of each `fit`.
+    To go on in the middle of an epoch, its first batches are drawn and not trained on. Callbacks
+    that Resume knows don't see them; others of a plain model get empty logs. Not kept is what only
+    the engine knows, such as the counters of `tf.random.normal`: draw from a
+    `keras.random.SeedGenerator` of a layer. TensorBoard and `ModelCheckpoint(save_freq=int)` count
+    batches from the start of each `fit`, and `CSVLogger(append=True)` writes what is repeated
+    again.
+
+    A folder belongs to one run. What tells two runs apart are the shapes of all variables, the
+    optimizer and its numbers, those of the transfers, the callbacks, the number and order of the
+    batches, and seeds; not the examples themselves, nor weights. The first checkpoint is written
+    before the first batch.
 
     A checkpoint is one file, `epoch-00007.npz` or `epoch-00007-batch-000120.npz`, named after what
     is finished: arrays without pickle, each with a checksum. It is written under a temporary name,
@@ -102,6 +114,7 @@ class Resume(LastCallback):
         0
     """
 
+    @expects(directory="path", callbacks="several")
     def __init__(
         self,
         directory,
@@ -119,9 +132,10 @@ class Resume(LastCallback):
             self.every_batches = scalars.whole(every_batches, "every_batches", "Resume")
         self.seed = scalars.whole(seed, "seed", "Resume", minimum=0)
         self._checkpoints = Checkpoints(directory, scalars.whole(keep, "keep", "Resume"))
-        self.callbacks = None if callbacks is None else list(callbacks)
-        for callback in self.callbacks or ():
+        self._given = None if callbacks is None else list(callbacks)
+        for callback in self._given or ():
             stateful(callback)
+        self.callbacks = self._given
         # What is told the epochs; None if nothing is known of the order of the data.
         self._data = data
         # Those that don't see the batches that are only drawn.
@@ -131,8 +145,16 @@ class Resume(LastCallback):
         # Where this `fit` starts, and its content; None once it has.
         self._start, self._saved = None, None
         self._skipping = None
+        self._muted = Muted()
+        self._about = {}
         self._epoch = self._saved_batch = 0
         self._alone = True
+
+    @property
+    def async_safe(self):
+        """Whether JAX needs not wait for each batch: where this does nothing within an epoch."""
+        within = any(position.batch for position in self._checkpoints.positions())
+        return self.every_batches is None and not within
 
     @property
     def directory(self):
@@ -148,15 +170,11 @@ class Resume(LastCallback):
         return self._next_epoch(None)
 
     def prepare(self, model, given):
-        others = [callback for callback in given["callbacks"] if callback is not self]
-        if any(isinstance(c, keras.callbacks.BackupAndRestore) for c in others):
-            raise ValueError(
-                "BackupAndRestore and Resume would both put a run back. Expected one of them. "
-                "Received: both. Leave BackupAndRestore out: Resume keeps more"
-            )
-        self._others = others
-        if self.callbacks is None:
-            self.callbacks = with_state(others)
+        self._settle(model)
+        claim(self.directory)
+        self._others = [callback for callback in given["callbacks"] if callback is not self]
+        check_beside(self._others)
+        self.callbacks = with_state(self._others) if self._given is None else self._given
         given, self._data = in_order(given, self.seed)
         return {**given, "initial_epoch": given.get("initial_epoch") or self._next_epoch(model)}
 
@@ -180,16 +198,24 @@ class Resume(LastCallback):
         _check_built(model)
         if self._data is None:
             warnings.warn(_NO_ORDER, stacklevel=2)
+        stop_skipping(model)
+        self._muted.end()
+        self._skipping = None
         self._state = RunState(model, self.callbacks or [])
-        self._start, self._saved, self._history = Position(0), None, {}
-        newest = self._newest(model)
-        if newest is not None:
-            self._start, self._saved = newest, self._checkpoints.read(newest)
-            self._state.compare(self._saved, self.directory)
-            self._state.give(self._saved, metrics=False)
-            self._history = {n: v.tolist() for n, v in below(self._saved, "history/").items()}
-            self._history_of_fit.history = {name: list(v) for name, v in self._history.items()}
-        self._unmute()
+        self._about = about_run(model, self._data, self.params, self.seed)
+        self._history = {}
+        self._start = self._newest(model)
+        if self._start is None:
+            # What comes before the next checkpoint starts from the same weights as well.
+            self._start = Position(0)
+            self._save(self._start)
+        self._saved = self._checkpoints.read(self._start)
+        self._state.compare(self._saved, self.directory)
+        check_same(self.directory, self._start, self._saved, self._about, self.params["epochs"])
+        self._state.give(self._saved, metrics=False)
+        self._about = json.loads(str(self._saved["about"]))
+        self._history = {n: v.tolist() for n, v in below(self._saved, "history/").items()}
+        self._history_of_fit.history = {name: list(v) for name, v in self._history.items()}
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch, self._saved_batch = epoch, 0
@@ -212,7 +238,9 @@ class Resume(LastCallback):
                 self._go_on()
             return
         due = self.every_batches is not None and done - self._saved_batch >= self.every_batches
-        if due and self._data is not None and done < self.params["steps"]:
+        known = self._data is not None and self.params["steps"]
+        # The end of the epoch has one anyway, and that of a stopped epoch comes now.
+        if due and known and done < self.params["steps"] and not self.model.stop_training:
             self._save(Position(self._epoch, done))
             self._saved_batch = done
 
@@ -226,6 +254,11 @@ class Resume(LastCallback):
     def on_train_end(self, logs=None):
         if self._start is not None:
             self._history_of_fit.epoch = list(range(self._start.epoch))
+            warnings.warn(
+                f"The run in '{self.directory}' had finished after {self._start.epoch} epochs, so "
+                "nothing was trained. A new run needs a folder of its own",
+                stacklevel=2,
+            )
 
     # Going on ---------------------------------------------------------------------------------
 
@@ -236,10 +269,15 @@ class Resume(LastCallback):
 
     def _settle(self, model=None):
         """Learn which process of several this is: each has a folder of its own."""
-        if self._alone and processes(model) > 1:
+        if not self._alone:
+            return
+        count = processes(model)
+        check_layout(self.directory, count)
+        if count > 1:
             self._alone = False
-            own = self.directory / f"process-{rank(model)}-of-{processes(model)}"
-            self._checkpoints = Checkpoints(own, self._checkpoints.keep)
+            own = self.directory / f"process-{rank(model)}-of-{count}"
+            # Those that are interrupted together may be one checkpoint apart.
+            self._checkpoints = Checkpoints(own, max(2, self._checkpoints.keep))
 
     def _next_epoch(self, model):
         self._settle(model)
@@ -265,14 +303,7 @@ class Resume(LastCallback):
 
     def _check_first(self, epoch):
         """Refuse another first epoch than the next one of this run."""
-        saved, expected = self._saved, self._start.epoch
-        if saved is not None and saved["stopped"]:
-            raise ValueError(
-                f"The run in '{self.directory}' was stopped by a callback after "
-                f"{self._start.file_name}, so it has no next epoch. Expected `epochs` of at most "
-                f"{saved['next_epoch']}, as it had. Received: an epoch {epoch}. Use another folder "
-                "for a longer run"
-            )
+        expected = self._start.epoch
         if epoch != expected:
             raise ValueError(
                 f"The next epoch of the run in '{self.directory}' is {expected}. Expected "
@@ -282,45 +313,27 @@ class Resume(LastCallback):
 
     def _skip(self):
         """Have the batches drawn that the checkpoint has seen."""
-        steps = int(self._saved["steps"])
-        if self._data is None or steps != self.params["steps"]:
-            raise ValueError(
-                f"The run in '{self.directory}' was interrupted within an epoch of {steps} "
-                "batches, whose order was known. Expected the same data and batch size. Received: "
-                f"{self.params['steps']} batches{' in an unknown order' * (self._data is None)}. "
-                "Use what the run was started with, or another folder"
-            )
         self._saved_batch = self._start.batch
         self._skipping = Skipping(self.model)
-        for callback in self._others:
-            callback.on_train_batch_begin = callback.on_train_batch_end = _nothing
+        self._muted.begin(self._others)
 
     def _go_on(self):
         """The first batch that wasn't trained on comes next: everything as it was then."""
-        self._unmute()
-        self._skipping.end(self.model)
+        self._muted.end()
+        stop_skipping(self.model)
         self._skipping = None
+        self._state.compare(self._saved, self.directory, metrics=True)
         self._state.give(self._saved, metrics=True)
         self._saved = None
-
-    def _unmute(self):
-        for callback in self._others:
-            for name in ("on_train_batch_begin", "on_train_batch_end"):
-                if vars(callback).get(name) is _nothing:
-                    delattr(callback, name)
 
     def _save(self, position):
         stopped = bool(self.model.stop_training)
         arrays = self._state.arrays(metrics=position.batch > 0)
         arrays["stopped"] = np.asarray(stopped)
         arrays["next_epoch"] = np.asarray(self.params["epochs"] if stopped else position.epoch)
-        arrays["steps"] = np.asarray(self.params["steps"] or 0)
+        arrays["about"] = np.asarray(json.dumps(self._about, default=as_plain))
         arrays.update((f"history/{n}", np.asarray(v)) for n, v in self._history.items())
         self._checkpoints.write(position, arrays)
-
-
-def _nothing(batch, logs=None):
-    """What others do with a batch that is only drawn."""
 
 
 def _check_built(model):

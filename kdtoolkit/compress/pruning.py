@@ -211,6 +211,16 @@ class GradualPruning(keras.callbacks.Callback):
         self._next = None
         self._steps_per_update = 1
 
+    def get_state(self):
+        """What `kd.callbacks.Resume` saves: a dict of numbers."""
+        return {"begun": self._begun, "step": self._step, "next": self._next}
+
+    def set_state(self, saved):
+        """Goes on from what `get_state` returned."""
+        self._begun, self._step = int(saved["begun"]), int(saved["step"])
+        # A step, or infinity behind the last one.
+        self._next = float(saved["next"]) if "next" in saved else None
+
     def sparsity_at(self, step):
         """The sparsity of the schedule at a step of the optimizer, 0 to 1."""
         if step < self.begin_step:

@@ -9,6 +9,7 @@ import keras
 from kdtoolkit import scalars
 from kdtoolkit.callbacks import RewindOnPlateau
 from kdtoolkit.data import FlipShift
+from kdtoolkit.settings import described
 
 SELECT = ("best", "last")
 
@@ -164,24 +165,9 @@ class Recipe:
         fields = dataclasses.fields(self)
         return {
             **{field.name: getattr(self, field.name) for field in fields},
-            "optimizer": _described(self.optimizer()),
-            "callbacks": [_described(callback) for callback in self.new_callbacks()],
-            "augment": _described(self.augment),
-            "loss": _described(self.loss),
-            "metrics": [_described(metric) for metric in self.metrics],
+            "optimizer": described(self.optimizer()),
+            "callbacks": [described(callback) for callback in self.new_callbacks()],
+            "augment": described(self.augment),
+            "loss": described(self.loss),
+            "metrics": [described(metric) for metric in self.metrics],
         }
-
-
-def _described(part):
-    """What tells two settings apart: class and config, or the public numbers of a callback."""
-    if part is None or isinstance(part, str):
-        return part
-    if isinstance(part, keras.Layer | keras.Loss | keras.Optimizer):
-        # Keras numbers names: the second object of a class has another one.
-        numbers = {key: value for key, value in part.get_config().items() if key != "name"}
-    elif isinstance(part, keras.callbacks.Callback):
-        plain = (bool, int, float, str)
-        numbers = {k: v for k, v in vars(part).items() if k[0] != "_" and isinstance(v, plain)}
-    else:
-        numbers = {}
-    return {"class": getattr(part, "__name__", type(part).__name__), **numbers}

@@ -9,7 +9,6 @@ directory/
 """
 
 import dataclasses
-import json
 import math
 import os
 import shutil
@@ -21,6 +20,7 @@ import numpy as np
 
 from kdtoolkit.files import check_archive, damaged, draft_of, is_number, read_json, write_json
 from kdtoolkit.registry import expects
+from kdtoolkit.settings import as_plain, differences
 
 _WAY_OUT = (
     "Nothing was changed. Take the file from a copy; or delete the folders of this generation and "
@@ -102,7 +102,7 @@ class GenerationFolder:
         """Write the network, then the record, then remove what only an unfinished run needs."""
         with draft_of(self.network, overwrite=True) as draft:
             model.save(draft)
-        write_json(self.path / "record.json", dataclasses.asdict(record), default=_as_plain)
+        write_json(self.path / "record.json", dataclasses.asdict(record), default=as_plain)
         self.clean()
 
     def clean(self):
@@ -196,21 +196,16 @@ def check_settings(directory, settings):
     file = directory / "settings.json"
     if not os.path.lexists(file):
         directory.mkdir(parents=True, exist_ok=True)
-        write_json(file, settings, default=_as_plain)
+        write_json(file, settings, default=as_plain)
         return
     stored = read_json(file, _WAY_OUT)
     if stored.keys() - settings.keys():
         raise damaged(file, f"the settings {list(settings)}", list(stored), _WAY_OUT)
-    old, new = dict(_leaves(stored)), dict(_leaves(settings))
-    changed = [
-        f"{key}: {old.get(key)} before, {new.get(key)} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
+    changed = differences(stored, settings)
     if changed:
         raise ValueError(
             f"The run in '{directory}' was started with other settings. To continue it, expected "
-            f"the same. Received: {'; '.join(changed)}. Give this run another `directory`, or "
+            f"the same. Received: {changed}. Give this run another `directory`, or "
             "delete that one to start over."
         )
 
@@ -236,21 +231,6 @@ def _checked_record(content, file, folder):
             expected = own.get(name, f"a number from 0 to {maximum}")
             raise damaged(file, f"`{name}`: {expected}", repr(value), _WAY_OUT)
     return GenerationRecord(**content)
-
-
-def _leaves(settings, prefix=""):
-    """`(path, value as JSON)` of every value in nested dicts and lists."""
-    if isinstance(settings, dict | list | tuple):
-        items = settings.items() if isinstance(settings, dict) else enumerate(settings)
-        for key, value in items:
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, json.dumps(settings, default=_as_plain)
-
-
-def _as_plain(value):
-    # NumPy's numbers are numbers; of anything else the kind has to do.
-    return value.item() if isinstance(value, np.generic) else type(value).__name__
 
 
 def _run(directory):

@@ -3,6 +3,12 @@
 import keras
 
 
+def stop_skipping(model):
+    """Give a model its own step back, also where what skipped was interrupted."""
+    if isinstance(model.train_function, Skipping):
+        model.train_function = model.train_function.step
+
+
 class Skipping:
     """In place of a model's compiled step, until the batches before a position are drawn.
 
@@ -14,19 +20,16 @@ class Skipping:
     """
 
     def __init__(self, model):
-        self._step = model.train_function
+        stop_skipping(model)
+        self.step = model.train_function
         self._batches = model.steps_per_execution
         self._built = False
         model.train_function = self
 
-    def end(self, model):
-        """Give the model its own step back."""
-        model.train_function = self._step
-
     def __call__(self, *args):
         if not self._built:
             self._built = True
-            return self._step(*args)
+            return self.step(*args)
         if keras.backend.backend() == "torch":
             # There a step is given its batches, elsewhere what to draw them from.
             return {}
