@@ -155,16 +155,17 @@ def main():
         print(json.dumps(train(args.only, args)))
         return
     numbers = ["--steps", str(args.steps), "--epoch-steps", str(args.epoch_steps)]
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
     table = []
     for kind in args.kinds:
         command = [sys.executable, __file__, "--only", kind, *numbers]
         output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         table.append(json.loads(output.splitlines()[-1]))
         print(table[-1], flush=True)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        name = f"endurance_{keras.backend.backend()}.csv"
-        evaluation.write_csv(table, args.out / name, overwrite=True)
+        if args.out:
+            name = f"endurance_{keras.backend.backend()}.csv"
+            evaluation.write_csv(table, args.out / name, overwrite=True)
 
 
 if __name__ == "__main__":

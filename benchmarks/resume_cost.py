@@ -55,17 +55,17 @@ class FitTime(keras.callbacks.Callback):
 def digits():
     distiller, _ = interrupted_runs.offline()
     data = interrupted_runs.small_digits()
-    return distiller, (data.x_train, data.y_train), 16, 40
+    return distiller, (data.x_train, data.y_train), 16, 8
 
 
 def residual():
     generator = np.random.default_rng(0)
-    x = generator.normal(size=(640, 32, 32, 3)).astype("float32")
+    x = generator.normal(size=(320, 32, 32, 3)).astype("float32")
     student, teacher = (kd.models.resnet(d, x.shape[1:], 10, seed=d) for d in (20, 32))
     edge = kd.Transfer(kd.losses.SoftTargets(4.0))
     distiller = kd.Distiller(student=student, teacher=teacher, transfers=[edge])
     distiller.compile(keras.optimizers.SGD(0.1, momentum=0.9), interrupted_runs.label_loss())
-    return distiller, (x, generator.integers(10, size=len(x))), 32, 1
+    return distiller, (x, generator.integers(10, size=len(x))), 16, 1
 
 
 #: What makes a distiller, its data, the size of a batch and the number of epochs of a round.
