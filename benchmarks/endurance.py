@@ -109,8 +109,13 @@ def train(kind, args):
     keras.utils.set_random_seed(0)
     data = interrupted_runs.small_digits()
     rows = np.arange(BATCH * args.epoch_steps) % len(data.y_train)
-    train = kd.data.ArrayPipeline(data.x_train[rows], data.y_train[rows], batch_size=BATCH)
     model, weights, callbacks = KINDS[kind]()
+    train = kd.data.ArrayPipeline(
+        data.x_train[rows],
+        data.y_train[rows],
+        batch_size=BATCH,
+        example_ids=KINDS[kind] is memory,
+    )
     loss = CountedLoss(from_logits=True)
     model.compile(keras.optimizers.Adam(0.001), loss, loss_weights=weights)
     watch = Watch()
