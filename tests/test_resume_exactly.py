@@ -303,24 +303,12 @@ def test_masks_that_grow_go_on(tmp_path):
     check(pruned, tmp_path, stops=[(0, 4), (1, 3)])
 
 
-class Called(keras.callbacks.LambdaCallback):
-    """Has what it does with batches on the object, as Keras's own callback does."""
-
-    def __init__(self, function):
-        super().__init__(on_train_batch_end=function)
-
-    def get_state(self):
-        return {}
-
-    def set_state(self, saved):
-        pass
-
-
 def test_what_was_interrupted_while_batches_were_only_drawn_goes_on(tmp_path, monkeypatch):
     state, _, _ = attempt(eagerly, 0, tmp_path / "whole")
     attempt(eagerly, 0, tmp_path / "parts", (1, 4))
     distiller, calls = eagerly(1)[0], []
-    called = Called(lambda batch, logs: calls.append(batch))
+    # It has what it does with batches on the object.
+    called = keras.callbacks.LambdaCallback(on_train_batch_end=lambda b, logs: calls.append(b))
 
     def fit():
         resume = Resume(tmp_path / "parts", every_batches=2)

@@ -28,9 +28,9 @@ def about_run(model, data, params, seed):
         "order": "known" if data is not None else "unknown",
     }
     if not int(keras.ops.convert_to_numpy(model.optimizer.iterations)):
-        numbers = [v for v in model.variables if not v.shape and "float" in v.dtype]
+        scalars = [v for v in model.variables if len(v.shape) == 0 and "float" in v.dtype]
         about["optimizer"] = described(model.optimizer)
-        about["numbers"] = [float(keras.ops.convert_to_numpy(number)) for number in numbers]
+        about["numbers"] = [float(keras.ops.convert_to_numpy(number)) for number in scalars]
     return about
 
 

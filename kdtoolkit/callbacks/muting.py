@@ -3,28 +3,31 @@
 _HOOKS = ("on_train_batch_begin", "on_train_batch_end")
 
 
-class Muted:
-    """Takes the functions for batches from callbacks for a while."""
+class _Silence:
+    """In the place of a callback's function; knows what the object had there itself."""
 
-    def __init__(self):
-        self._taken = []
+    def __init__(self, before):
+        self.before = before
 
-    def begin(self, callbacks):
-        """Have these callbacks do nothing with batches, until `end`."""
-        for callback in callbacks:
-            # Some, such as Keras's `LambdaCallback`, have theirs on the object.
-            self._taken.append((callback, {name: vars(callback).get(name) for name in _HOOKS}))
-            callback.on_train_batch_begin = callback.on_train_batch_end = _nothing
+    def __call__(self, batch, logs=None):
+        pass
 
-    def end(self):
-        """Give back what was taken."""
-        while self._taken:
-            callback, own = self._taken.pop()
-            for name, function in own.items():
+
+def mute(callbacks):
+    """Have these callbacks do nothing with batches, until `unmute`."""
+    unmute(callbacks)
+    for callback in callbacks:
+        for name in _HOOKS:
+            # Some, such as Keras's `LambdaCallback`, have their functions on the object.
+            setattr(callback, name, _Silence(vars(callback).get(name)))
+
+
+def unmute(callbacks):
+    """Give back what was taken, also where somebody else was interrupted before he could."""
+    for callback in callbacks:
+        for name in _HOOKS:
+            own = vars(callback).get(name)
+            if isinstance(own, _Silence):
                 delattr(callback, name)
-                if function is not None:
-                    setattr(callback, name, function)
-
-
-def _nothing(batch, logs=None):
-    """What they do meanwhile."""
+                if own.before is not None:
+                    setattr(callback, name, own.before)

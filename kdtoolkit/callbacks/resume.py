@@ -10,7 +10,7 @@ from kdtoolkit import scalars
 from kdtoolkit.callbacks.belonging import about_run, check_beside, check_layout, check_same
 from kdtoolkit.callbacks.capture import RunState, below
 from kdtoolkit.callbacks.checkpoints import Checkpoints, Position
-from kdtoolkit.callbacks.muting import Muted
+from kdtoolkit.callbacks.muting import mute, unmute
 from kdtoolkit.callbacks.order import in_order
 from kdtoolkit.callbacks.state import stateful, with_state
 from kdtoolkit.data.epochs import repeats, set_epoch
@@ -145,7 +145,6 @@ class Resume(LastCallback):
         # Where this `fit` starts, and its content; None once it has.
         self._start, self._saved = None, None
         self._skipping = None
-        self._muted = Muted()
         self._about = {}
         self._epoch = self._saved_batch = 0
         self._alone = True
@@ -199,7 +198,7 @@ class Resume(LastCallback):
         if self._data is None:
             warnings.warn(_NO_ORDER, stacklevel=2)
         stop_skipping(model)
-        self._muted.end()
+        unmute(self._others)
         self._skipping = None
         self._state = RunState(model, self.callbacks or [])
         self._about = about_run(model, self._data, self.params, self.seed)
@@ -315,11 +314,11 @@ class Resume(LastCallback):
         """Have the batches drawn that the checkpoint has seen."""
         self._saved_batch = self._start.batch
         self._skipping = Skipping(self.model)
-        self._muted.begin(self._others)
+        mute(self._others)
 
     def _go_on(self):
         """The first batch that wasn't trained on comes next: everything as it was then."""
-        self._muted.end()
+        unmute(self._others)
         stop_skipping(self.model)
         self._skipping = None
         self._state.compare(self._saved, self.directory, metrics=True)
