@@ -5,6 +5,7 @@ import re
 
 import keras
 
+from kdtoolkit.callbacks.rewind import optimizers_of
 from kdtoolkit.settings import described, differences
 
 
@@ -29,7 +30,7 @@ def about_run(model, data, params, seed):
     }
     if not int(keras.ops.convert_to_numpy(model.optimizer.iterations)):
         scalars = [v for v in model.variables if len(v.shape) == 0 and "float" in v.dtype]
-        about["optimizer"] = described(model.optimizer)
+        about["optimizer"] = [described(part) for part in optimizers_of(model.optimizer)]
         about["numbers"] = [float(keras.ops.convert_to_numpy(number)) for number in scalars]
     return about
 

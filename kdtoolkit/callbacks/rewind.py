@@ -205,11 +205,11 @@ class RewindOnPlateau(BestWeights):
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
-        for optimizer in _optimizers(self.model.optimizer):
+        for optimizer in optimizers_of(self.model.optimizer):
             self._check(optimizer)
 
     def on_epoch_end(self, epoch, logs=None):
-        optimizers = _optimizers(self.model.optimizer)
+        optimizers = optimizers_of(self.model.optimizer)
         self._log_rates(optimizers, logs)
         logs["rewound"] = 0.0
         if self._improved(epoch, logs):
@@ -279,7 +279,7 @@ class RewindOnPlateau(BestWeights):
         self._since_rewind, self._since_best = counters
 
 
-def _optimizers(optimizer):
+def optimizers_of(optimizer):
     """The optimizers that update weights, out of what wraps them."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return [optimizer.inner_optimizer]
