@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import tempfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ try:
 except ImportError:  # Windows has none: there every lock is free.
     fcntl = None
 
-#: The locks that this process holds until it ends, by folder.
+#: The open files with the locks that this process holds, by folder.
 _HELD = {}
 
 
@@ -34,7 +35,7 @@ def alone(path, part):
 
 
 def claim(directory):
-    """Makes a folder that this process alone writes to, until it ends, however it ends.
+    """Makes a folder that this process alone writes to, until `release` or its own end.
 
     A second claim by the same process succeeds: a run that was interrupted may go on.
 
@@ -53,17 +54,24 @@ def claim(directory):
     directory.mkdir(parents=True, exist_ok=True)
     if fcntl is None or directory in _HELD:
         return
-    file = open(directory / ".lock", "a")
+    file = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
+        os.close(file)
         raise ValueError(
             f"Another process is training in '{directory}' right now. Expected one run for each "
             "folder. Wait for its end, or use another folder"
         ) from None
     except OSError:
         # A file system without locks: as on a system without them.
-        file.close()
+        os.close(file)
         return
     _HELD[directory] = file
+
+
+def release(directory):
+    """Lets other processes write to a folder that was claimed, or does nothing."""
+    file = _HELD.pop(Path(directory).resolve(), None)
+    if file is not None:
+        os.close(file)

@@ -14,7 +14,7 @@ from kdtoolkit.callbacks.muting import mute, unmute
 from kdtoolkit.callbacks.order import in_order
 from kdtoolkit.callbacks.state import stateful, with_state
 from kdtoolkit.data.epochs import repeats, set_epoch
-from kdtoolkit.locks import claim
+from kdtoolkit.locks import claim, release
 from kdtoolkit.progress import LastCallback
 from kdtoolkit.registry import expects
 from kdtoolkit.settings import as_plain
@@ -251,6 +251,7 @@ class Resume(LastCallback):
             self._save(Position(epoch + 1))
 
     def on_train_end(self, logs=None):
+        release(self.directory)
         if self._start is not None:
             self._history_of_fit.epoch = list(range(self._start.epoch))
             warnings.warn(

@@ -11,7 +11,7 @@ from kdtoolkit.generations.methods import find_method
 from kdtoolkit.generations.recipe import Recipe
 from kdtoolkit.generations.records import GenerationFolder, check_settings, describe_data
 from kdtoolkit.generations.training import Trial
-from kdtoolkit.locks import claim
+from kdtoolkit.locks import claim, release
 
 
 def train_generations(
@@ -106,20 +106,25 @@ def train_generations(
     check_settings(directory, {**settings, "data": describe_data(data)})
     claim(directory)
     trial = Trial(builders, data, recipe, name, function, directory, seed, checkpoints, verbose)
-    records = []
-    for generation in range(1, generations + 1):
-        folder = GenerationFolder(directory, generation)
-        record = folder.record()
-        if record is None:
-            record = trial.train(generation)
-            # Keras's models refer to themselves; their memory is needed for the next ones.
-            gc.collect()
-            if report is not None:
-                report(record)
-        else:
-            folder.clean()
-        records.append(record)
-    return records
+    try:
+        return [_record(trial, number, report) for number in range(1, generations + 1)]
+    finally:
+        release(directory)
+
+
+def _record(trial, generation, report):
+    """The record of one generation, trained if it isn't there."""
+    folder = GenerationFolder(trial.directory, generation)
+    record = folder.record()
+    if record is not None:
+        folder.clean()
+        return record
+    record = trial.train(generation)
+    # Keras's models refer to themselves; their memory is needed for the next ones.
+    gc.collect()
+    if report is not None:
+        report(record)
+    return record
 
 
 def _checkpoints(every, batches, owner):
