@@ -44,7 +44,9 @@ def left_alone(kind, folder):
     """What an uninterrupted run ends with, and the seconds from its first batch to its end."""
     process = start(kind, folder)
     began = time.perf_counter()
-    if process.wait():
+    failed = process.wait()
+    process.stdout.close()
+    if failed:
         raise RuntimeError(f"The run '{kind}' failed by itself")
     return result_of(folder), time.perf_counter() - began
 
@@ -64,6 +66,7 @@ def killed(kind, folder, seconds, in_a_save=False):
     if process.poll() is None:
         process.kill()
     code = process.wait()
+    process.stdout.close()
     if code not in (0, -signal.SIGKILL):
         raise RuntimeError(f"The run '{kind}' could not go on in {folder}")
     return code != 0, time.perf_counter() - began

@@ -20,6 +20,7 @@ def prepared(distiller, given):
     stop_skipping(distiller)
     placement.check(distiller, {**given, "callbacks": listed(callbacks)})
     x = checks.before_fit(distiller, given["x"], listed(callbacks))
+    placement.check_length(distiller, given)
     build_ahead(distiller, x, given["y"])
     given = {**given, "x": x, "callbacks": listed(callbacks)}
     for callback in listed(callbacks):

@@ -60,7 +60,6 @@ def check(distiller, given):
         ValueError, NotImplementedError: see the messages.
     """
     _check_engine(distiller)
-    _check_lengths(distiller, given)
     if devices.engine(distiller) is None:
         return
     _check_places(distiller)
@@ -210,7 +209,7 @@ def _length(batch):
     return keras.tree.flatten(batch)[0].shape[0]
 
 
-def _check_lengths(distiller, given):
+def check_length(distiller, given):
     """Warn of data that doesn't say how long it is, over which TensorFlow takes a step too many."""
     x = given.get("x")
     if keras.backend.backend() != "tensorflow" or given.get("steps_per_epoch"):

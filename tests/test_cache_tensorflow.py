@@ -138,6 +138,7 @@ GIVEN = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:A batch is split evenly")
 def test_each_replica_meets_its_own_examples(made, two_replicas):
     with two_replicas.scope():
         distiller = off_by_one(kd.CachedTeacher(made / "plain"))

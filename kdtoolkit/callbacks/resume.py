@@ -254,11 +254,14 @@ class Resume(LastCallback):
         release(self.directory)
         if self._start is not None:
             self._history_of_fit.epoch = list(range(self._start.epoch))
-            warnings.warn(
-                f"The run in '{self.directory}' had finished after {self._start.epoch} epochs, so "
-                "nothing was trained. A new run needs a folder of its own",
-                stacklevel=2,
-            )
+            self._tell_that_it_had_finished()
+
+    def _tell_that_it_had_finished(self):
+        warnings.warn(
+            f"The run in '{self.directory}' had finished after {self._start.epoch} epochs, so "
+            "nothing was trained. A new run needs a folder of its own",
+            stacklevel=3,
+        )
 
     # Going on ---------------------------------------------------------------------------------
 

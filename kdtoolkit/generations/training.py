@@ -171,7 +171,7 @@ class Trial:
         if self.checkpoints is not None:
             # Whoever wrote the recipe was told that others start anew.
             kept = with_state(callbacks, warn=False)
-            last = [Resume(checkpoint, callbacks=kept, **self.checkpoints)]
+            last = [_ResumeGeneration(checkpoint, callbacks=kept, **self.checkpoints)]
         distiller.fit(
             pipeline,
             shuffle=False,
@@ -197,6 +197,13 @@ class Trial:
             return None
         logits = student.predict(x, batch_size=self.recipe.batch_size, verbose=0)
         return float(np.mean(np.argmax(logits, axis=-1) == y))
+
+
+class _ResumeGeneration(Resume):
+    """Goes on with a generation, which may have been trained before its record was written."""
+
+    def _tell_that_it_had_finished(self):
+        pass
 
 
 def _networks_read(distiller):

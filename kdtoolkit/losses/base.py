@@ -143,12 +143,15 @@ class TransferLoss(PerExampleLoss):
         held = [v.state if isinstance(v, seeds) else v for v in vars(self).values()]
         return [v for v in held if isinstance(v, keras.Variable)]
 
+    #: Whether both networks must show it the same number of examples.
+    one_batch = True
+
     def checked_values(self, source, student, **context):
         """`values`, of shapes that can be compared, refused unless they are one per example."""
         self.check_shapes(shapes_of(source), shapes_of(student))
         batches = [tuple(x.shape)[:1] for x in keras.tree.flatten([source, student])]
         sizes = {batch[0] for batch in batches if batch} - {None}
-        if len(sizes) > 1 or 0 in sizes:
+        if (len(sizes) > 1 and self.one_batch) or 0 in sizes:
             raise ValueError(
                 f"'{self.name}' compares the same examples and expects one batch from both "
                 f"networks, of 1 or more. Received: batches of {sorted(sizes)} examples"
@@ -217,6 +220,9 @@ class FunctionLoss(TransferLoss):
         >>> float(kd.losses.FunctionLoss(squared)(source, student))
         2.0
     """
+
+    # A function may well compare parts of a batch, such as two views.
+    one_batch = False
 
     def __init__(self, function, reduction="sum_over_batch_size", name=None, dtype=None):
         if not callable(function):
